@@ -1,0 +1,18 @@
+"""The two environment variables that polybit reads. Everything else is an argument."""
+
+import os
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Folder for downloads and compiled kernels: POLYBIT_CACHE, else the platform's user cache (XDG on Linux)."""
+    chosen = os.environ.get("POLYBIT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "polybit"
+
+
+def device() -> str | None:
+    """Device to use where none is named (`cpu`, `cuda`, `cuda:1`, `mps`): POLYBIT_DEVICE, else None (polybit chooses)."""
+    return os.environ.get("POLYBIT_DEVICE") or None

@@ -1,0 +1,1 @@
+"""Op backends behind one Protocol: `reference` is plain torch and the oracle for every other."""

@@ -1,0 +1,82 @@
+"""What a kernel backend is: a module with these functions. Its import list is its capability table.
+
+Axes: T tokens in a step, S sequences, Hq/Hkv query and key/value heads, D head dim, E hidden, K/N in/out features of a matrix,
+V vocabulary, P tokens a page, M pages a sequence. Ops compute in fp32 inside and return their input's dtype unless they say otherwise.
+"""
+
+from typing import Protocol
+
+from torch import Tensor, device, dtype
+
+from polybit.format.exl2 import Exl2Tensor
+from polybit.format.gptq import GptqTensor
+from polybit.spec import Activation
+
+
+class Matrix(Protocol):
+    """A weight matrix laid out for one backend: what `prepare_*` returns. Opaque to everyone else."""
+
+    in_features: int
+    out_features: int  # padding included
+
+    @property
+    def num_bytes(self) -> int:
+        """Device memory held."""
+
+
+class Backend(Protocol):
+    """Every op that a forward pass needs. A backend that lacks one re-exports it from `reference`, visibly."""
+
+    NAME: str
+    NATIVE_OPS: frozenset[str]  # ops of this backend's own; the others are the reference's
+
+    def prepare_dense(self, weight: Tensor, device: device, dtype: dtype) -> Matrix:
+        """weight [N, K] as checkpoints store it."""
+
+    def prepare_exl2(self, tensor: Exl2Tensor, prescale: float, device: device, dtype: dtype, unpacked: bool) -> Matrix:
+        """unpacked: hold the dequantized matrix in `dtype` (fast where there is no fused kernel) instead of the packed words."""
+
+    def prepare_gptq(self, tensor: GptqTensor, prescale: float, device: device, dtype: dtype, unpacked: bool) -> Matrix:
+        """As prepare_exl2, for a GPTQ matrix."""
+
+    def matmul(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """x [T, K] -> [T, N] in x's dtype."""
+
+    def dequantize(self, matrix: Matrix) -> Tensor:
+        """[K, N] in the dtype that the matrix was prepared for."""
+
+    def embedding(self, tokens: Tensor, weight: Tensor, scale: float) -> Tensor:
+        """tokens [T] int64, weight [V, E] -> [T, E]"""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+        """x [..., W], weight broadcastable to it: x / sqrt(mean(x^2) + eps) * (weight + offset)."""
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """x [..., W], weight and bias broadcastable to it."""
+
+    def activate(self, x: Tensor, activation: Activation) -> Tensor:
+        """Element-wise."""
+
+    def gated_activate(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        """act(gate) * up, [T, F]"""
+
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        """x [T, H, D], cos and sin [T, dim/2] in fp32; rotates the first `dim` features of each head."""
+
+    def attention(
+        self,
+        q: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        page_table: Tensor,
+        query_starts: Tensor,
+        lengths: Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Causal attention of the last tokens of S sequences over their pages.
+
+        q [T, Hq, D]; k_pages, v_pages [pages, P, Hkv, D]; page_table [S, M] int64; query_starts [S + 1] and lengths [S] int64 on the
+        CPU: sequence s owns queries query_starts[s]:query_starts[s+1], which are the last of its lengths[s] tokens. -> [T, Hq, D]
+        """

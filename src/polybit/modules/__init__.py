@@ -1,0 +1,1 @@
+"""The parts of a transformer block: spec node + weights -> callable."""
