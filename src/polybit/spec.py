@@ -340,3 +340,13 @@ def mlp_inputs(mlp: Mlp) -> tuple[Linear, ...]:
             return (up,)
         case SparseMoe(experts=experts):
             return tuple(linear for expert in experts for linear in (expert.gate, expert.up))
+
+
+def block_norms(block: Block) -> tuple[Norm, ...]:
+    """The norms that `block` has, head norms included."""
+    match block:
+        case SequentialBlock():
+            around = (block.attn_norm, block.attn_post_norm, block.mlp_norm, block.mlp_post_norm)
+        case ParallelBlock():
+            around = (block.norm, None, None, None)
+    return tuple(norm for norm in (*around, block.attn.q_norm, block.attn.k_norm) if norm is not None)

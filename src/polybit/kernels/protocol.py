@@ -46,7 +46,7 @@ class Backend(Protocol):
         """[K, N] in the dtype that the matrix was prepared for."""
 
     def embedding(self, tokens: Tensor, weight: Tensor, scale: float) -> Tensor:
-        """tokens [T] int64, weight [V, E] -> [T, E]"""
+        """tokens [T] int64, weight [V, E] of any float type -> rows times scale, [T, E] fp32"""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
         """x [..., W], weight broadcastable to it: x / sqrt(mean(x^2) + eps) * (weight + offset)."""

@@ -1,0 +1,30 @@
+"""Plain torch, fp32 inside: the oracle that every other backend is compared with, and what runs where no faster one exists."""
+
+from polybit.kernels.reference.activations import activate, gated_activate
+from polybit.kernels.reference.attention import attention
+from polybit.kernels.reference.embedding import embedding
+from polybit.kernels.reference.matmul import dequantize, matmul, prepare_dense, prepare_exl2, prepare_gptq
+from polybit.kernels.reference.norms import layer_norm, rms_norm
+from polybit.kernels.reference.rope import rope
+
+__all__ = [
+    "NAME",
+    "NATIVE_OPS",
+    "activate",
+    "attention",
+    "dequantize",
+    "embedding",
+    "gated_activate",
+    "layer_norm",
+    "matmul",
+    "prepare_dense",
+    "prepare_exl2",
+    "prepare_gptq",
+    "rms_norm",
+    "rope",
+]
+
+NAME = "reference"
+NATIVE_OPS = frozenset(
+    {"activate", "attention", "dequantize", "embedding", "gated_activate", "layer_norm", "matmul", "rms_norm", "rope"}
+)

@@ -1,0 +1,7 @@
+"""Rows of the token embedding."""
+
+from torch import Tensor
+
+
+def embedding(tokens: Tensor, weight: Tensor, scale: float) -> Tensor:
+    return weight[tokens].float() * scale

@@ -1,0 +1,17 @@
+"""Rotary position embedding (arXiv 2104.09864)."""
+
+import torch
+from torch import Tensor
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    dim = 2 * cos.shape[-1]
+    rotated, kept = x[..., :dim].float(), x[..., dim:]
+    if interleaved:
+        first, second = rotated[..., 0::2], rotated[..., 1::2]
+    else:
+        first, second = rotated.chunk(2, -1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    pair = (first * cos - second * sin, second * cos + first * sin)
+    out = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
+    return torch.cat((out.to(x.dtype), kept), -1)

@@ -1,0 +1,60 @@
+"""Which device and activation type a model gets. The rule is short, and its outcome is logged."""
+
+import logging
+
+import torch
+
+from polybit import env
+from polybit.errors import ConfigError, KernelError
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, else POLYBIT_DEVICE, else CUDA if there is one, else the CPU (on Apple too: ask for `mps` by name)."""
+    chosen = name or env.device()
+    if chosen is None:
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(chosen)
+    except RuntimeError:
+        raise KernelError(f"device {chosen!r} is not one that torch knows; use cpu, cuda, cuda:1 or mps") from None
+    _check_present(device)
+    log.info("device: %s", describe(device))
+    return device
+
+
+def _check_present(device: torch.device) -> None:
+    match device.type:
+        case "cpu":
+            return
+        case "cuda":
+            present = torch.cuda.device_count()
+            if (device.index or 0) >= present:
+                raise KernelError(
+                    f"device {device} was asked for, but torch {torch.__version__} sees {present} CUDA devices; "
+                    "use --device cpu, or install a CUDA build of torch and a driver"
+                )
+        case "mps":
+            if not torch.backends.mps.is_available():
+                raise KernelError("device mps was asked for, but this torch sees no Apple GPU; use --device cpu")
+        case other:
+            raise KernelError(f"device type {other!r} is not supported; use cpu, cuda, cuda:1 or mps")
+
+
+def describe(device: torch.device) -> str:
+    """For people: `cuda:0 (NVIDIA GeForce RTX 4090)`, `cpu (8 threads)`."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The named type, else float32 on the CPU (which has no fast half arithmetic) and float16 elsewhere."""
+    if name is None:
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} is not supported; choose one of: {', '.join(DTYPES)}")
+    return DTYPES[name]

@@ -1,0 +1,19 @@
+"""How a model is loaded: one frozen dataclass. CLI flags and `polybit.load` arguments come from its fields."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """None means: chosen by the rule that the field's comment states, and said in the log."""
+
+    device: str | None = None  # cpu, cuda, cuda:N, mps; None: POLYBIT_DEVICE, else CUDA if there is one, else the CPU
+    dtype: str | None = None  # float32, float16, bfloat16 of activations; None: float32 on the CPU, float16 elsewhere
+    backend: str | None = None  # None: the fastest that serves the device
+    max_seq_len: int | None = None  # tokens a sequence may reach; None: what config.json says
+    rope_scale: float | None = None  # replaces the model's rope scaling: positions divided by this
+    rope_alpha: float | None = None  # NTK alpha: stretches the rope base
+    rope_yarn: float | None = None  # replaces the model's rope scaling: YaRN by this factor
+    unpacked: bool | None = (
+        None  # hold quantized weights dequantized: faster, more memory; None: where half of the free memory holds them
+    )

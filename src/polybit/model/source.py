@@ -1,0 +1,109 @@
+"""A model folder, opened and checked but not loaded: its raw config, its spec, and its tensors by name."""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from polybit import arch, spec
+from polybit.arch.overrides import with_rope_override
+from polybit.errors import ConfigError, FormatError
+from polybit.format.checkpoint import Checkpoint
+from polybit.model.options import LoadOptions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    folder: Path
+    config: dict[str, Any]  # config.json as it is
+    spec: spec.Model  # with the options' rope overrides and max_seq_len
+    checkpoint: Checkpoint
+    options: LoadOptions
+
+
+def open_model(folder: Path | str, options: LoadOptions | None = None) -> ModelSource:
+    """Read the folder's description, and find every tensor that it names.
+
+    Raises ConfigError, UnsupportedModel or FormatError, each naming the file and what to do.
+    """
+    options = options or LoadOptions()
+    folder = Path(folder).expanduser()
+    config = read_config(folder)
+    model = _with_options(arch.read_model(config, where=str(folder / "config.json")), options)
+    checkpoint = Checkpoint.open(folder, model.renames)
+    check_complete(model, checkpoint)
+    return ModelSource(folder, config, model, checkpoint, options)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder; give the folder that holds a model's config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} holds no config.json; give the folder of a Hugging Face or EXL2 model") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON ({error}); fetch it again") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} holds a {type(config).__name__}, expected a JSON object; fetch it again")
+    return config
+
+
+def _with_options(model: spec.Model, options: LoadOptions) -> spec.Model:
+    if options.max_seq_len is not None:
+        if options.max_seq_len < 1:
+            raise ConfigError(f"max_seq_len is {options.max_seq_len}, expected at least 1")
+        if model.positions is not None and options.max_seq_len > model.positions.num_rows:
+            raise ConfigError(
+                f"max_seq_len is {options.max_seq_len}, but {model.architecture} has {model.positions.num_rows} learned positions; "
+                "ask for no more"
+            )
+        model = replace(model, max_seq_len=options.max_seq_len)
+    return with_rope_override(model, options.rope_scale, options.rope_alpha, options.rope_yarn)
+
+
+def check_complete(model: spec.Model, checkpoint: Checkpoint) -> None:
+    """Every tensor that the spec names must be there, before anything is loaded."""
+    missing = [name for name in vector_names(model) if name not in checkpoint]
+    linears = (*model.linears, *(() if head_is_tied(model, checkpoint) else (model.head.linear,)))
+    missing += [f"{linear.key}.weight" for linear in linears if not _has_matrix(linear, checkpoint)]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise FormatError(
+            f"{checkpoint.folder}: tensor {missing[0]}{more} not found, but {model.architecture} needs it; "
+            "a *.safetensors file is missing or from another model, fetch the folder again"
+        )
+
+
+def head_is_tied(model: spec.Model, checkpoint: Checkpoint) -> bool:
+    """Whether the head is the embedding's matrix here: a head of its own is preferred wherever there is one."""
+    return model.head.tied and checkpoint.kind(model.head.linear.key) is None
+
+
+def _has_matrix(linear: spec.Linear, checkpoint: Checkpoint) -> bool:
+    if checkpoint.kind(linear.key) is not None:
+        return True
+    return linear.source is not None and f"{linear.source.key}.weight" in checkpoint
+
+
+def vector_names(model: spec.Model) -> list[str]:
+    """Names of everything unquantized that is not a linear: embeddings, norms, routers."""
+    names = [f"{model.embedding.key}.weight"]
+    if model.positions is not None:
+        names.append(f"{model.positions.key}.weight")
+    for block in model.blocks:
+        names += [name for norm in spec.block_norms(block) for name in _norm_names(norm)]
+        if isinstance(block.mlp, spec.SparseMoe):
+            names.append(f"{block.mlp.router_key}.weight")
+    return names + _norm_names(model.norm)
+
+
+def _norm_names(norm: spec.Norm) -> list[str]:
+    has_bias = isinstance(norm, spec.LayerNorm) and norm.bias
+    return [f"{norm.key}.weight", *([f"{norm.key}.bias"] if has_bias else [])]

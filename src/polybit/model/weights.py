@@ -1,0 +1,88 @@
+"""A folder's tensors as the parts of a model see them: matrices prepared for a backend, vectors on a device."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from polybit import spec
+from polybit.errors import FormatError
+from polybit.format import exl2, gptq
+from polybit.format.checkpoint import Checkpoint
+from polybit.format.dense import read_dense
+from polybit.kernels.protocol import Backend, Matrix
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x W + bias, cut to the true number of out features."""
+
+    matrix: Matrix
+    bias: Tensor | None
+    out_features: int
+    backend: Backend
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.backend.matmul(x, self.matrix)
+        if self.bias is not None:
+            y = y + self.bias
+        return y[:, : self.out_features]
+
+
+@dataclass(frozen=True)
+class FolderWeights:
+    """Weights of a checkpoint, whichever of EXL2, GPTQ and plain tensors it holds."""
+
+    checkpoint: Checkpoint
+    backend: Backend
+    device: torch.device
+    dtype: torch.dtype
+    unpacked: bool
+
+    def linear(self, node: spec.Linear) -> Linear:
+        matrix, bias = self._matrix(node)
+        if bias is not None:
+            bias = bias.to(self.device, self.dtype) * node.prescale
+        return Linear(matrix, bias, node.out_features, self.backend)
+
+    def vector(self, name: str) -> Tensor:
+        return self.checkpoint.tensor(name).to(self.device, self.dtype)
+
+    def embedding(self, node: spec.Embedding) -> Tensor:
+        """[rows, width] as stored: half the memory of fp32, and only looked-up rows are ever converted."""
+        name = f"{node.key}.weight"
+        weight = self.checkpoint.tensor(name)
+        if tuple(weight.shape) != (node.num_rows, node.width):
+            raise FormatError(
+                f"{name} is {list(weight.shape)}, expected [{node.num_rows}, {node.width}] by config.json "
+                f"({self.checkpoint.file_of(name).name}); the two are from different models"
+            )
+        return weight.to(self.device)
+
+    def head(self, node: spec.Head, tied_to: Tensor | None) -> Linear:
+        """The output matrix; `tied_to` is the embedding [V, E] where the checkpoint has no matrix of its own."""
+        if tied_to is None and not (node.normalise_rows and self.checkpoint.kind(node.linear.key) == "dense"):
+            return self.linear(node.linear)
+        weight = read_dense(self.checkpoint, node.linear)[0] if tied_to is None else tied_to
+        if node.normalise_rows:
+            weight = F.normalize(weight.float(), dim=-1)
+        return Linear(self._dense(weight, node.linear.prescale), None, node.linear.out_features, self.backend)
+
+    def _matrix(self, node: spec.Linear) -> tuple[Matrix, Tensor | None]:
+        backend, prepared_for = self.backend, (node.prescale, self.device, self.dtype, self.unpacked)
+        match self.checkpoint.kind(node.key):
+            case "exl2":
+                packed = exl2.read(self.checkpoint, node.key, node)
+                return backend.prepare_exl2(packed, *prepared_for), packed.bias
+            case "gptq":
+                grouped = gptq.read(self.checkpoint, node.key, node)
+                return backend.prepare_gptq(grouped, *prepared_for), grouped.bias
+            case _:
+                weight, bias = read_dense(self.checkpoint, node)
+                return self._dense(weight, node.prescale), bias
+
+    def _dense(self, weight: Tensor, prescale: float) -> Matrix:
+        weight = weight.to(self.device, self.dtype)
+        scaled = weight if prescale == 1.0 else weight * prescale
+        return self.backend.prepare_dense(scaled, self.device, self.dtype)

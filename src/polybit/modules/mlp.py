@@ -1,0 +1,76 @@
+"""The feed-forward part of a block: gated, plain, or a sparse mixture of gated experts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import assert_never
+
+from polybit import spec
+from polybit.kernels.protocol import Backend
+from polybit.modules.weights import LinearFn, Weights
+
+MlpFn = Callable[[Tensor], Tensor]  # [T, E] -> [T, E]
+
+
+@dataclass(frozen=True)
+class GatedMlp:
+    gate: LinearFn
+    up: LinearFn
+    down: LinearFn
+    activation: spec.Activation
+    backend: Backend
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(self.backend.gated_activate(self.gate(x), self.up(x), self.activation))
+
+
+@dataclass(frozen=True)
+class PlainMlp:
+    up: LinearFn
+    down: LinearFn
+    activation: spec.Activation
+    backend: Backend
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(self.backend.activate(self.up(x), self.activation))
+
+
+@dataclass(frozen=True)
+class SparseMoe:
+    router: Tensor  # [experts, E]
+    experts: tuple[MlpFn, ...]
+    top_k: int
+    renormalise: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shares, chosen = self._route(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            rows, rank = (chosen == e).nonzero(as_tuple=True)
+            if rows.numel():
+                out.index_add_(0, rows, expert(x[rows]) * shares[rows, rank, None].to(x.dtype))
+        return out
+
+    def _route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares (fp32) and indices of each token's experts, both [T, top_k]."""
+        logits = x.float() @ self.router.float().T
+        shares, chosen = logits.softmax(-1).topk(self.top_k, dim=-1)
+        if self.renormalise:
+            shares = shares / shares.sum(-1, keepdim=True)
+        return shares, chosen
+
+
+def build_mlp(node: spec.Mlp, weights: Weights, backend: Backend) -> MlpFn:
+    match node:
+        case spec.GatedMlp(gate=gate, up=up, down=down, activation=activation):
+            linears = (weights.linear(gate), weights.linear(up), weights.linear(down))
+            return GatedMlp(*linears, activation, backend)
+        case spec.PlainMlp(up=up, down=down, activation=activation):
+            return PlainMlp(weights.linear(up), weights.linear(down), activation, backend)
+        case spec.SparseMoe():
+            experts = tuple(build_mlp(expert, weights, backend) for expert in node.experts)
+            router = weights.vector(f"{node.router_key}.weight")
+            return SparseMoe(router, experts, node.top_k, node.renormalise)
+    assert_never(node)

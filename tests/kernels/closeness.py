@@ -1,0 +1,23 @@
+"""One way to compare tensors, one table of tolerances."""
+
+import torch
+from torch import Tensor
+
+# Relative Frobenius error allowed by op, for fp32 and fp16 activations. Ops that are missing take "elementwise".
+TOLERANCES: dict[str, dict[torch.dtype, float]] = {
+    "elementwise": {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3},
+    "attention": {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2},
+    "matmul": {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2},
+}
+WORST_ELEMENT = 20.0  # times the tolerance, relative to the largest element expected
+
+
+def assert_close(actual: Tensor, expected: Tensor, op: str = "elementwise") -> None:
+    """Relative Frobenius error and worst element against `expected`, which is computed in float64."""
+    assert actual.shape == expected.shape, f"{op}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    tolerance = TOLERANCES.get(op, TOLERANCES["elementwise"])[actual.dtype]
+    difference = actual.double().cpu() - expected.double().cpu()
+    error = (difference.norm() / expected.double().norm().clamp_min(1e-30)).item()
+    worst = (difference.abs().max() / expected.double().abs().max().clamp_min(1e-30)).item()
+    assert error <= tolerance, f"{op}: relative error {error:.2e}, at most {tolerance:.0e} allowed"
+    assert worst <= WORST_ELEMENT * tolerance, f"{op}: worst element off by {worst:.2e} of the largest"
