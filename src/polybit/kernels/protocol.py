@@ -16,8 +16,12 @@ from polybit.spec import Activation
 class Matrix(Protocol):
     """A weight matrix laid out for one backend: what `prepare_*` returns. Opaque to everyone else."""
 
-    in_features: int
-    out_features: int  # padding included
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def out_features(self) -> int:
+        """Padding included."""
 
     @property
     def num_bytes(self) -> int:
