@@ -1,0 +1,144 @@
+"""How good a model is on a text: perplexity, and how far its predictions lie from a reference model's.
+
+Protocol: the whole text is one run of tokens, cut into windows that do not overlap; each window is a sequence of its own, and
+every token but its first is predicted from those before it. Nothing here reads files or prints.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from polybit.errors import RequestError
+from polybit.model.model import Model
+from polybit.modules.step import whole_rows
+
+CHUNK_ELEMENTS = 1 << 26  # logits turned into float64 probabilities at a time: half a gigabyte
+
+EvalProgress = Callable[[int, int], None]  # windows done, windows in all
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a text says about a model. The last three are None where there was no reference."""
+
+    perplexity: float
+    tokens: int  # scored
+    kl: float | None  # mean KL(reference || model) over the scored tokens, in nats
+    kl_error: float | None  # its standard error over windows; None for a single window
+    top1: float | None  # share of tokens where both models have the same favourite
+
+
+@dataclass(frozen=True)
+class WindowScore:
+    """Sums over one window's scored tokens."""
+
+    tokens: int
+    nll: float  # of the true tokens, in nats
+    kl: float
+    agreed: int
+
+
+def cut_windows(ids: Tensor, length: int, rows: int | None = None, bos: int | None = None) -> Tensor:
+    """The first `rows` windows (None: all) of `length` from a text's tokens [n] -> [rows, length].
+
+    bos: put this token in front of each window, in place of the window's last token.
+    """
+    if length < 2:
+        raise RequestError(f"a window of {length} tokens holds nothing to predict; use a length of at least 2")
+    available = ids.shape[0] // length
+    if available < (rows or 1):
+        raise RequestError(
+            f"the text has {ids.shape[0]} tokens, too few for {rows or 1} windows of {length}; "
+            "use a longer text, fewer rows or a shorter length"
+        )
+    windows = ids[: (rows or available) * length].view(-1, length)
+    if bos is None:
+        return windows
+    return torch.cat([torch.full_like(windows[:, :1], bos), windows[:, :-1]], dim=1)
+
+
+def evaluate(
+    model: Model, windows: Tensor, reference: Model | None = None, progress: EvalProgress | None = None
+) -> Score:
+    """Score `model` on windows [R, L]; with a reference, also its divergence from that model's predictions."""
+    if reference is not None:
+        check_comparable(model, reference)
+    scores = []
+    for window in windows:
+        scores.append(score_window(model, reference, window))
+        if progress is not None:
+            progress(len(scores), windows.shape[0])
+    return combine(scores, compared=reference is not None)
+
+
+def check_comparable(model: Model, reference: Model) -> None:
+    """Predictions can be compared only over one vocabulary."""
+    found, expected = model.spec.head.linear.out_features, reference.spec.head.linear.out_features
+    if found != expected:
+        raise RequestError(
+            f"the model predicts {found} tokens and the reference {expected}; compare models that share a tokenizer"
+        )
+
+
+def score_window(model: Model, reference: Model | None, window: Tensor) -> WindowScore:
+    """One forward pass of each model over one window [L]."""
+    logits = predictions(model, window)
+    targets = window[1:].to(logits.device)
+    nll, kl, agreed = 0.0, 0.0, 0
+    expected = None if reference is None else predictions(reference, window).to(logits.device)
+    for part in chunks(logits.shape[0], logits.shape[1]):
+        log_q = log_probabilities(logits[part])
+        nll -= float(log_q.gather(1, targets[part, None]).sum())
+        if expected is not None:
+            log_p = log_probabilities(expected[part])
+            kl += float(divergence(log_p, log_q).sum())
+            agreed += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
+    return WindowScore(tokens=targets.shape[0], nll=nll, kl=kl, agreed=agreed)
+
+
+def predictions(model: Model, window: Tensor) -> Tensor:
+    """Logits [L - 1, V] of every token of a window [L] but the last."""
+    tokens = window.to(model.device)
+    step, store = whole_rows(1, tokens.shape[0], model.device)
+    return model.forward(tokens, step, store, logits_at=torch.arange(tokens.shape[0] - 1, device=model.device))
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """[n, V] -> float64: differences of nearly equal distributions drown in float32's rounding."""
+    return F.log_softmax(logits.double(), dim=-1)
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) of rows of log probabilities, [n, V] each -> [n]. A token that p rules out adds nothing."""
+    gap = torch.where(log_p.isneginf(), 0.0, log_p - log_q)
+    return (log_p.exp() * gap).sum(-1)
+
+
+def chunks(rows: int, width: int) -> Iterator[slice]:
+    """Slices of `rows` rows of `width` numbers, each of at most CHUNK_ELEMENTS numbers (but at least one row)."""
+    size = max(1, CHUNK_ELEMENTS // width)
+    return (slice(start, start + size) for start in range(0, rows, size))
+
+
+def combine(scores: list[WindowScore], compared: bool) -> Score:
+    tokens = sum(score.tokens for score in scores)
+    perplexity = math.exp(sum(score.nll for score in scores) / tokens)
+    if not compared:
+        return Score(perplexity, tokens, None, None, None)
+    means = [score.kl / score.tokens for score in scores]
+    kl = sum(score.kl for score in scores) / tokens
+    top1 = sum(score.agreed for score in scores) / tokens
+    return Score(perplexity, tokens, kl, standard_error(means), top1)
+
+
+def standard_error(values: list[float]) -> float | None:
+    """Of the mean of independent values; None where there is one value only."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean = sum(values) / n
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
