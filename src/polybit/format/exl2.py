@@ -7,7 +7,7 @@ file to the last bit only if these roundings do.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
@@ -141,8 +141,14 @@ class Exl2Tensor:
 
     def to(self, device: torch.device) -> "Exl2Tensor":
         """The same matrix on another device."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Exl2Tensor(**{name: part if part is None else part.to(device) for name, part in parts.items()})
+        return Exl2Tensor(
+            q_weight=self.q_weight.to(device),
+            q_scale=self.q_scale.to(device),
+            q_scale_max=self.q_scale_max.to(device),
+            q_groups=self.q_groups.to(device),
+            q_invperm=self.q_invperm.to(device),
+            bias=None if self.bias is None else self.bias.to(device),
+        )
 
 
 def storage_bits(layout: Layout, out_features: int, bias: bool) -> int:
