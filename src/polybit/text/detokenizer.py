@@ -1,0 +1,35 @@
+"""Token ids to text, one at a time: each call returns the text that became certain."""
+
+import codecs
+from collections.abc import Iterable
+
+from polybit.text.pieces import Pieces
+
+
+class Detokenizer:
+    """Never returns part of a character: bytes of an unfinished one wait for the next token.
+
+    Bytes that are not UTF-8 become U+FFFD without hurting their neighbours; ids of no token add nothing.
+    `special`: write special tokens out instead of dropping them. `after`: ids whose text is out already, so that a
+    continuation keeps its leading space.
+    """
+
+    def __init__(self, pieces: Pieces, special: bool = False, after: Iterable[int] = ()) -> None:
+        self._pieces = pieces
+        self._dropped: frozenset[int] = frozenset() if special else pieces.special
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._at_start = pieces.strips_lead
+        for token in after:
+            self.feed(token)
+
+    def feed(self, token: int) -> str:
+        """The text that `token` completes; often its own, empty in the middle of a character."""
+        piece = b"" if token in self._dropped else self._pieces.of.get(token, b"")
+        if self._at_start and piece:
+            self._at_start = False
+            piece = piece.removeprefix(b" ")
+        return self._decoder.decode(piece)
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD where a character stays unfinished, else nothing."""
+        return self._decoder.decode(b"", final=True)
