@@ -1,7 +1,7 @@
 """How good a model is on a text: perplexity, and how far its predictions lie from a reference model's.
 
-Protocol: the whole text is one run of tokens, cut into windows that do not overlap; each window is a sequence of its own, and
-every token but its first is predicted from those before it. Nothing here reads files or prints.
+Protocol: the whole text is one run of tokens, cut into windows that do not overlap; each window is a sequence of its own,
+and every token but its first is predicted from those before it. Nothing here reads files or prints.
 """
 
 import math
@@ -45,20 +45,19 @@ class WindowScore:
 def cut_windows(ids: Tensor, length: int, rows: int | None = None, bos: int | None = None) -> Tensor:
     """The first `rows` windows (None: all) of `length` from a text's tokens [n] -> [rows, length].
 
-    bos: put this token in front of each window, in place of the window's last token.
+    With `bos`, each window is that token and the next length - 1 tokens of the text.
     """
     if length < 2:
         raise RequestError(f"a window of {length} tokens holds nothing to predict; use a length of at least 2")
-    available = ids.shape[0] // length
+    taken = length if bos is None else length - 1  # tokens of the text in a window
+    available = ids.shape[0] // taken
     if available < (rows or 1):
         raise RequestError(
             f"the text has {ids.shape[0]} tokens, too few for {rows or 1} windows of {length}; "
             "use a longer text, fewer rows or a shorter length"
         )
-    windows = ids[: (rows or available) * length].view(-1, length)
-    if bos is None:
-        return windows
-    return torch.cat([torch.full_like(windows[:, :1], bos), windows[:, :-1]], dim=1)
+    windows = ids[: (rows or available) * taken].view(-1, taken)
+    return windows if bos is None else torch.cat([torch.full_like(windows[:, :1], bos), windows], dim=1)
 
 
 def evaluate(

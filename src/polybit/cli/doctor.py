@@ -1,0 +1,100 @@
+"""`polybit doctor`: what this machine has, what serves what, what is missing and the command that mends it."""
+
+import importlib.metadata
+import inspect
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+
+import polybit
+from polybit import env
+from polybit.cli.console import results
+from polybit.kernels.protocol import Backend
+from polybit.kernels.registry import BACKENDS, get_backend
+from polybit.model.device import choose_device, describe
+from polybit.model.plan import free_bytes
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A package that polybit uses where it is installed."""
+
+    package: str
+    extra: str
+    purpose: str
+
+
+EXTRAS = (
+    Extra("numba", "cpu", "fast conversion on the CPU"),
+    Extra("gguf", "gguf", "GGUF files as a source for conversion, and the demo"),
+    Extra("pyarrow", "parquet", "parquet files as calibration text"),
+)
+
+
+def doctor(
+    device: Annotated[
+        str | None, typer.Option("--device", help="Device to ask about.", show_default="the one that would be chosen")
+    ] = None,
+) -> None:
+    """Check this machine: device, versions, which kernels serve which operation, and what could be added."""
+    results.print(machine_table(choose_device(device)))
+    results.print()
+    for backend in BACKENDS.values():
+        results.print(backend_table(backend, is_default=backend is get_backend(None)))
+        results.print()
+    results.print(extras_table())
+
+
+def machine_table(device: torch.device) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("polybit", polybit.__version__)
+    table.add_row("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    table.add_row("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
+    table.add_row("device", describe(device))
+    table.add_row("free memory", f"{free_bytes(device) / 1e9:.1f} GB")
+    table.add_row("cache folder", str(env.cache_dir()))
+    return table
+
+
+def backend_table(backend: Backend, is_default: bool) -> Table:
+    table = Table(box=None, pad_edge=False, title_justify="left")
+    table.title = f"backend {backend.NAME}" + (" (default)" if is_default else "")
+    table.add_column("operation")
+    table.add_column("served by")
+    for op in operations():
+        table.add_row(op, backend.NAME if op in backend.NATIVE_OPS else "fallback: reference")
+    return table
+
+
+def operations() -> list[str]:
+    """Names of everything that a backend computes, as the Protocol lists them."""
+    functions = inspect.getmembers(Backend, inspect.isfunction)
+    return [name for name, _ in functions if not name.startswith(("_", "prepare_"))]
+
+
+def extras_table() -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("extra")
+    table.add_column("installed")
+    table.add_column("for")
+    for extra in EXTRAS:
+        found = installed_version(extra.package)
+        table.add_row(extra.package, found or f"no: {install_command(extra)}", extra.purpose)
+    return table
+
+
+def installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def install_command(extra: Extra) -> str:
+    """Quoted, because shells read square brackets as patterns."""
+    return f'{sys.executable} -m pip install "polybit[{extra.extra}]"'

@@ -1,0 +1,24 @@
+"""Options of every command that loads a model."""
+
+from collections.abc import Mapping
+
+from polybit.cli.flags import Command, Flag, settings
+from polybit.model.options import LoadOptions
+
+LOADING: Mapping[str, Flag] = {
+    "device": Flag("cpu, cuda, cuda:1 or mps", default="CUDA if there is one, else cpu"),
+    "dtype": Flag("Type of activations: float32, float16 or bfloat16", default="float32 on cpu, else float16"),
+    "backend": Flag("Kernels to compute with; `polybit doctor` lists them", default="the fastest for the device"),
+    "max_seq_len": Flag("Longest prompt and answer together, in tokens", default="the model's own"),
+    "rope_scale": Flag("Stretch positions linearly by this factor, to go beyond the model's own length"),
+    "rope_alpha": Flag("Stretch positions the NTK way by this alpha"),
+    "rope_yarn": Flag("Stretch positions the YaRN way by this factor"),
+    "unpacked": Flag(
+        "Hold weights dequantized: faster, more memory", default="where half of the free memory holds them"
+    ),
+}
+
+
+def loading(command: Command) -> Command:
+    """Turn a command's LoadOptions parameter into options."""
+    return settings(LoadOptions, LOADING, "Loading")(command)
