@@ -1,0 +1,116 @@
+"""Scale search and rounding with feedback in Numba: tiles of columns over the cores, SIMD across the columns of a tile.
+
+Same arithmetic as `kernels/reference/rounding.py`, which it is tested against.
+"""
+
+import numpy as np
+import torch
+from numba import njit, prange
+from numpy.typing import NDArray
+from torch import Tensor
+
+NAME = "numba"
+
+TILE = 64  # columns: 64 x 128 rows of fp32 is 32 KB, a first-level cache
+ROUNDER = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest integer, half to even
+HALF_ROUNDER = np.float32(0.75)  # likewise to a multiple of 2^-24, the spacing of fp16 subnormals
+HALF_NORMAL = np.float32(2.0**-14)  # the smallest normal fp16
+
+Floats = NDArray[np.float32]
+
+
+def factor_errors(x: Tensor, trial: Tensor, factors: Tensor, bits: int) -> Tensor:
+    """x [R, N], trial [N], factors [C] -> [C] fp64: the sum of |round(x / s) s - x|^3.5 with s = trial * factor."""
+    return torch.from_numpy(_factor_errors(x.numpy(), trial.numpy(), factors.numpy(), np.float32(1 << (bits - 1))))
+
+
+def round_rows(w: Tensor, scale: Tensor, upper: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """w [R, N] (destroyed), scale [N], upper [R, R] -> q [R, N] uint8, dense [R, N], errors [R, N]."""
+    q, dense, errors = torch.empty(w.shape, dtype=torch.uint8), torch.empty_like(w), torch.empty_like(w)
+    zero = np.float32(1 << (bits - 1))
+    _round_rows(w.numpy(), scale.numpy(), upper.numpy(), zero, q.numpy(), dense.numpy(), errors.numpy())
+    return q, dense, errors
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _factor_errors(x: Floats, trial: Floats, factors: Floats, zero: np.float32) -> NDArray[np.float64]:
+    num_columns = x.shape[1]
+    num_tiles = (num_columns + TILE - 1) // TILE
+    partial = np.empty((num_tiles, len(factors)), np.float64)
+    for t in prange(num_tiles):
+        stop = min(num_columns, (t + 1) * TILE)
+        _tile_errors(x[:, t * TILE : stop].copy(), trial[t * TILE : stop], factors, zero, partial[t])
+    errors: NDArray[np.float64] = partial.sum(0)
+    return errors
+
+
+@njit(cache=True, error_model="numpy")
+def _tile_errors(x: Floats, trial: Floats, factors: Floats, zero: np.float32, out: NDArray[np.float64]) -> None:
+    """Errors are summed in units of a column's scale, which keeps division out of the inner loop."""
+    width = x.shape[1]
+    inverse, sums = np.empty(width, np.float32), np.empty(width, np.float32)
+    for i in range(len(factors)):
+        for n in range(width):
+            inverse[n] = np.float32(1) / (trial[n] * factors[i])
+            sums[n] = 0
+        for r in range(x.shape[0]):
+            for n in range(width):
+                ratio = x[r, n] * inverse[n]
+                level = (min(max(ratio, -zero), zero - np.float32(1)) + ROUNDER) - ROUNDER
+                error = abs(level - ratio)
+                sums[n] += error * error * error * np.sqrt(error)
+        total = 0.0
+        for n in range(width):
+            scale = np.float64(trial[n] * factors[i])
+            total += sums[n] * scale * scale * scale * np.sqrt(scale)
+        out[i] = total
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _round_rows(
+    w: Floats, scale: Floats, upper: Floats, zero: np.float32, q: NDArray[np.uint8], dense: Floats, errors: Floats
+) -> None:
+    num_columns = w.shape[1]
+    for t in prange((num_columns + TILE - 1) // TILE):
+        tile = slice(t * TILE, min(num_columns, (t + 1) * TILE))
+        _round_tile(w[:, tile].copy(), scale[tile], upper, zero, q[:, tile], dense[:, tile], errors[:, tile])
+
+
+@njit(cache=True, error_model="numpy")
+def _round_tile(
+    w: Floats, scale: Floats, upper: Floats, zero: np.float32, q: NDArray[np.uint8], dense: Floats, errors: Floats
+) -> None:
+    num_rows, width = w.shape
+    value, error = np.empty(width, np.float32), np.empty(width, np.float32)
+    for c in range(num_rows):
+        for n in range(width):
+            level = _level(w[c, n] / scale[n], zero)
+            q[c, n] = np.uint8(level + zero)
+            value[n] = level * scale[n]
+        _to_half_precision(value)
+        for n in range(width):
+            dense[c, n] = value[n]
+            error[n] = (w[c, n] - value[n]) / upper[c, c]
+            errors[c, n] = error[n]
+        for r in range(c + 1, num_rows):
+            for n in range(width):
+                w[r, n] -= upper[c, r] * error[n]
+
+
+@njit(cache=True, error_model="numpy")
+def _level(ratio: np.float32, zero: np.float32) -> np.float32:
+    """The nearest level in [-zero, zero - 1]; the top one for 0 / 0 (a scale that underflowed), as the format wants."""
+    top = zero - np.float32(1)
+    inside = max(ratio, -zero) if ratio < top else top  # false of NaN
+    return (inside + ROUNDER) - ROUNDER
+
+
+@njit(cache=True, error_model="numpy")
+def _to_half_precision(values: Floats) -> None:
+    """Round to the nearest fp16 value, half to even, in place. On bits, because Numba has no fp16 on CPUs."""
+    bits = values.view(np.int32)
+    for n in range(len(values)):
+        if abs(values[n]) < HALF_NORMAL:
+            values[n] = (values[n] + HALF_ROUNDER) - HALF_ROUNDER
+        else:
+            bits[n] = (bits[n] + np.int32(0xFFF) + ((bits[n] >> 13) & np.int32(1))) & np.int32(-8192)

@@ -1,0 +1,47 @@
+"""Scale search and rounding with feedback in plain torch: the oracle, and what runs on GPUs and without Numba."""
+
+import torch
+from torch import Tensor
+
+NAME = "torch"
+
+# Elements of a working buffer: small enough for a core's second-level cache, or large enough to fill a GPU.
+CPU_BUFFER = 1 << 17
+GPU_BUFFER = 1 << 24
+
+
+def factor_errors(x: Tensor, trial: Tensor, factors: Tensor, bits: int) -> Tensor:
+    """x [R, N], trial [N], factors [C] -> [C] fp64; in tiles of columns and factors that stay in cache."""
+    limit = CPU_BUFFER if x.device.type == "cpu" else GPU_BUFFER
+    width = max(1, limit // len(x))
+    errors = torch.zeros(len(factors), dtype=torch.float64, device=x.device)
+    for part, trials in zip(torch.split(x, width, dim=1), torch.split(trial, width), strict=True):
+        at_once = max(1, limit // part.numel())
+        for start in range(0, len(factors), at_once):
+            stop = start + at_once
+            errors[start:stop] += _tile_errors(part, factors[start:stop, None] * trials, bits)
+    return errors
+
+
+def _tile_errors(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """x [R, n], scale [C, n] -> [C]. Summed in units of a column's scale, which saves a pass over the buffer."""
+    zero = 1 << (bits - 1)
+    ratio = x * scale.reciprocal()[:, None]  # [C, R, n]
+    error = ratio.round().clamp_(-zero, zero - 1).sub_(ratio).abs_()
+    root = torch.sqrt(error, out=ratio)  # |e|^3.5 = |e| |e| |e| sqrt|e|: much cheaper than a general power
+    sums = root.mul_(error).mul_(error).mul_(error).sum(1)
+    return (sums.double() * scale.double().pow(3.5)).sum(1)
+
+
+def round_rows(w: Tensor, scale: Tensor, upper: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """w [R, N] (destroyed), scale [N], upper [R, R] -> q [R, N] uint8, dense [R, N], errors [R, N]."""
+    zero = 1 << (bits - 1)
+    q, dense, errors = torch.empty_like(w), torch.empty_like(w), torch.empty_like(w)
+    diagonal = upper.diagonal().tolist()
+    for c in range(len(w)):
+        q[c] = torch.div(w[c], scale).round_().add_(zero).clamp_(0, 2 * zero - 1)
+        q[c].nan_to_num_(nan=2 * zero - 1)  # 0 / 0 where the scale has underflowed: the format's rule
+        dense[c] = ((q[c] - zero) * scale).half()
+        errors[c] = (w[c] - dense[c]) / diagonal[c]
+        w[c + 1 :] -= upper[c, c + 1 :, None] * errors[c]
+    return q.to(torch.uint8), dense, errors

@@ -1,0 +1,49 @@
+"""The two inner loops of quantization, behind one Protocol, and which implementation serves a device."""
+
+import logging
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from polybit.kernels.reference import rounding as reference
+
+log = logging.getLogger(__name__)
+
+
+class Rounding(Protocol):
+    """A module with the two loops. Tensors are fp32 and on one device unless said otherwise."""
+
+    NAME: str
+
+    def factor_errors(self, x: Tensor, trial: Tensor, factors: Tensor, bits: int) -> Tensor:
+        """What each common factor of a group's scales would cost.
+
+        x [R, N], trial [N], factors [C] -> [C] fp64: the sum over x of |round(x / s) s - x|^3.5, s = trial * factor.
+        """
+
+    def round_rows(self, w: Tensor, scale: Tensor, upper: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Round a group's rows in order, each row's error fed back to those below it (format 9.4). Destroys w.
+
+        w [R, N], scale [N] of fp16 values, upper [R, R] -> q [R, N] uint8, dense [R, N] of fp16 values, errors [R, N].
+        """
+
+
+def choose_rounding(device: torch.device) -> Rounding:
+    """Numba's loops on a CPU where the extra `polybit[cpu]` is installed, else plain torch; says which."""
+    chosen = _numba_rounding() if device.type == "cpu" else None
+    if device.type == "cpu" and chosen is None:
+        log.info("rounding: plain torch; pip install 'polybit[cpu]' makes it several times faster")
+    elif chosen is None:
+        log.info("rounding: plain torch on %s", device)
+    else:
+        log.info("rounding: numba")
+    return chosen or reference
+
+
+def _numba_rounding() -> Rounding | None:
+    try:
+        from polybit.kernels.cpu import rounding
+    except ImportError:
+        return None
+    return rounding

@@ -1,0 +1,70 @@
+"""Second moments of a matrix's inputs, and the factorization that error feedback reads them through (format 9.2)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polybit.errors import CalibrationError
+
+DAMPING = 0.12  # of the diagonal's mean
+MIN_DAMPING = 1e-5
+MAX_ATTEMPTS = 10
+
+
+class Hessian:
+    """Sum of X^T X over calibration rows, in fp32."""
+
+    def __init__(self, features: int, device: torch.device) -> None:
+        self._sum = torch.zeros(features, features, dtype=torch.float32, device=device)
+        self._num_rows = 0
+
+    def add(self, x: Tensor, num_rows: int = 1) -> None:
+        """x [T, K]: the tokens of `num_rows` calibration rows."""
+        x = x.float()
+        self._sum.addmm_(x.T, x)
+        self._num_rows += num_rows
+
+    @property
+    def is_empty(self) -> bool:
+        """True of an expert that no token was routed to."""
+        return self._num_rows == 0
+
+    def mean(self) -> Tensor:
+        """[K, K], the sum over the number of rows (not tokens); the identity where there was no row."""
+        if self.is_empty:
+            return torch.eye(len(self._sum), device=self._sum.device)
+        return self._sum / self._num_rows
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What rounding needs of a Hessian; one factor serves every matrix that shares the input, and every layout."""
+
+    perm: Tensor  # [K] int64, input features by descending diagonal of H
+    upper: Tensor  # [K, K] fp32, upper Cholesky factor of the inverse of the damped, permuted H
+
+
+def factorize(h: Tensor, where: str) -> Factor:
+    """h [K, K] -> its order and factor. `where` names the matrix in the error where no damping makes h invertible."""
+    perm = h.diagonal().argsort(descending=True, stable=True)
+    damped = h[perm][:, perm]
+    step = max(DAMPING * float(damped.diagonal().mean()), MIN_DAMPING)
+    for _ in range(MAX_ATTEMPTS):
+        damped.diagonal().add_(step)  # again after a failure: damping accumulates
+        upper = _inverse_factor(damped)
+        if upper is not None:
+            return Factor(perm, upper)
+    raise CalibrationError(
+        f"{where}: the Hessian of its inputs is not positive definite after adding {step:.3g} {MAX_ATTEMPTS} times; "
+        "the activations are damaged or the calibration text is degenerate, use more or other text"
+    )
+
+
+def _inverse_factor(h: Tensor) -> Tensor | None:
+    """U with h^-1 = U^T U, or None where h is numerically not positive definite."""
+    lower, failed = torch.linalg.cholesky_ex(h)
+    if failed:
+        return None
+    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    return None if failed or not upper.isfinite().all() else upper.contiguous()

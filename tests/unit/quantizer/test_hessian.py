@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from polybit.errors import CalibrationError
+from polybit.quantizer.hessian import Hessian, factorize
+
+
+def test_mean_is_over_rows_not_tokens() -> None:
+    found, x = Hessian(2, torch.device("cpu")), torch.tensor([[1.0, 2.0], [3.0, 4.0], [0.0, 1.0], [1.0, 0.0]])
+    found.add(x[:2])
+    found.add(x[2:])
+    assert torch.equal(found.mean(), torch.tensor([[11.0, 14.0], [14.0, 21.0]]) / 2)
+
+
+def test_without_rows_it_is_the_identity() -> None:
+    found = Hessian(3, torch.device("cpu"))
+    assert found.is_empty
+    assert torch.equal(found.mean(), torch.eye(3))
+
+
+def test_order_is_by_descending_diagonal() -> None:
+    h = torch.diag(torch.tensor([1.0, 3.0, 2.0, 3.0]))
+    assert factorize(h, "x").perm.tolist() == [1, 3, 2, 0]
+
+
+def test_upper_factors_the_damped_inverse() -> None:
+    x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    h = x.T @ x
+    factor = factorize(h, "x")
+    damped = h[factor.perm][:, factor.perm] + 0.12 * h.diagonal().mean() * torch.eye(16)
+    torch.testing.assert_close(factor.upper.T @ factor.upper @ damped, torch.eye(16), rtol=0, atol=1e-4)
+    assert torch.equal(factor.upper, factor.upper.triu())
+
+
+def test_damping_accumulates_until_h_is_positive_definite() -> None:
+    """-0.5 on a diagonal of mean 1.9: each attempt adds 0.228, so the third is the first to work."""
+    h = torch.diag(torch.tensor([2.5, 2.5, 2.5, 2.5, -0.5]))
+    step = 0.12 * 1.9
+    damped = torch.diag(torch.tensor([2.5, 2.5, 2.5, 2.5, -0.5])) + 3 * step * torch.eye(5)
+    torch.testing.assert_close(factorize(h, "x").upper, damped.rsqrt().nan_to_num(posinf=0).diag().diag())
+
+
+def test_an_indefinite_h_is_refused_by_name() -> None:
+    with pytest.raises(CalibrationError, match=r"^layers\.3\.q: "):
+        factorize(torch.diag(torch.tensor([1.0, -9.0])), "layers.3.q")
+
+
+def test_nan_is_refused() -> None:
+    with pytest.raises(CalibrationError):
+        factorize(torch.full((4, 4), float("nan")), "x")
