@@ -11,14 +11,16 @@ from polybit.spec import Linear, Source
 def read_dense(checkpoint: Checkpoint, linear: Linear) -> tuple[Tensor, Tensor | None]:
     """weight [N, K] and bias [N] or None, both as stored (float16, bfloat16 or float32).
 
-    `linear.source` does not count where the checkpoint has `{linear.key}.weight`: converted folders are split already.
+    Where the tensor that `linear.source` names is not there, `{linear.key}.weight` is read: the folder is split already.
     FormatError: missing, of another type or shape, or a bias where the model has none or the other way round.
     """
     source = linear.source
-    if source is None or f"{linear.key}.weight" in checkpoint:
-        source = Source(linear.key, 0, linear.out_features)
-    weight = _weight(checkpoint, linear, source)
-    return weight, _bias(checkpoint, linear, source)
+    if source is None or f"{source.key}.weight" not in checkpoint:
+        weight = read_floats(checkpoint, f"{linear.key}.weight", (linear.out_features, linear.in_features))
+        return weight, _bias(checkpoint, linear, f"{linear.key}.bias", None)
+    cut_outputs = source.axis == (1 if source.transposed else 0)
+    bias = _bias(checkpoint, linear, f"{source.key}.bias", source if cut_outputs else None)
+    return _weight(checkpoint, linear, source), bias
 
 
 def read_floats(checkpoint: Checkpoint, name: str, shape: tuple[int | None, ...]) -> Tensor:
@@ -39,14 +41,14 @@ def _weight(checkpoint: Checkpoint, linear: Linear, source: Source) -> Tensor:
     return weight.contiguous()
 
 
-def _bias(checkpoint: Checkpoint, linear: Linear, source: Source) -> Tensor | None:
-    name = f"{source.key}.bias"
+def _bias(checkpoint: Checkpoint, linear: Linear, name: str, source: Source | None) -> Tensor | None:
+    """All of the tensor `name`, or what `source` cuts out of it."""
     if name not in checkpoint:
         if linear.bias:
             raise FormatError(f"{name} is missing, but {linear.key} has a bias: fetch the model again")
         return None
     checkpoint.check(name, FLOATS, (None,))
-    bias = _cut(checkpoint, name, source, 0) if _cuts_outputs(source) else checkpoint.tensor(name)
+    bias = checkpoint.tensor(name) if source is None else _cut(checkpoint, name, source, 0)
     if not linear.bias:
         _refuse_unless_zero(checkpoint, name, bias)
         return None
@@ -60,10 +62,6 @@ def _refuse_unless_zero(checkpoint: Checkpoint, name: str, bias: Tensor) -> None
     """Some exporters write all-zero biases for layers that have none; any other would be left out of the result."""
     if bias.any():
         raise checkpoint.damaged(name, "is there and not zero, but this layer has no bias")
-
-
-def _cuts_outputs(source: Source) -> bool:
-    return source.axis == (1 if source.transposed else 0)
 
 
 def _cut(checkpoint: Checkpoint, name: str, source: Source, axis: int) -> Tensor:

@@ -79,14 +79,15 @@ class ShardWriter:
         )
 
     def _write(self, tensors: dict[str, Tensor]) -> None:
-        path = temporary_name(self._folder / f"{self._stem}-{len(self._written) + 1:05}.safetensors")
-        self._written.append(path)
+        path = self._folder / f"{self._stem}-{len(self._written) + 1:05}.safetensors"
+        temporary = temporary_name(path)
+        self._written.append(temporary)
         try:
-            path.touch()
-            usual_mode = path.stat().st_mode
-            save_file(tensors, path, metadata=self._metadata)
-            path.chmod(usual_mode)  # safetensors makes files that only their owner can read
-            sync(path)
+            temporary.touch()
+            usual_mode = temporary.stat().st_mode
+            save_file(tensors, temporary, metadata=self._metadata)
+            temporary.chmod(usual_mode)  # safetensors makes files that only their owner can read
+            sync(temporary)
         except (SafetensorError, OSError) as error:
             raise unwritable(path, error) from error
         for name in tensors:
