@@ -5,6 +5,7 @@ Every `*.safetensors` of the folder is scanned; an index file is not needed and,
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +86,17 @@ class Checkpoint:
             if f"{key}.{suffix}" in self:
                 return kind
         return None
+
+    def names_of(self, key: str) -> list[str]:
+        """Names of the tensors `{key}.*`, one level deep: the parts of one matrix."""
+        return self._by_key.get(key, [])
+
+    @cached_property
+    def _by_key(self) -> dict[str, list[str]]:
+        by_key: dict[str, list[str]] = {}
+        for name in self._entries:
+            by_key.setdefault(name.rpartition(".")[0], []).append(name)
+        return by_key
 
     def file_of(self, name: str) -> Path:
         return self._entry(name).path

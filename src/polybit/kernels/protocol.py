@@ -1,7 +1,8 @@
 """What a kernel backend is: a module with these functions. Its import list is its capability table.
 
-Axes: T tokens in a step, S sequences, Hq/Hkv query and key/value heads, D head dim, E hidden, K/N in/out features of a matrix,
-V vocabulary, P tokens a page, M pages a sequence. Ops compute in fp32 inside and return their input's dtype unless they say otherwise.
+Axes: T tokens in a step, S sequences, Hq/Hkv query and key/value heads, D head dim, E hidden, K/N in/out features of a
+matrix, V vocabulary, P tokens a page, M pages a sequence. Ops compute in fp32 inside and return their
+input's dtype unless they say otherwise.
 """
 
 from typing import Protocol
@@ -38,7 +39,7 @@ class Backend(Protocol):
         """weight [N, K] as checkpoints store it."""
 
     def prepare_exl2(self, tensor: Exl2Tensor, prescale: float, device: device, dtype: dtype, unpacked: bool) -> Matrix:
-        """unpacked: hold the dequantized matrix in `dtype` (fast where there is no fused kernel) instead of the packed words."""
+        """unpacked: hold the dequantized matrix in `dtype`, for speed where no kernel is fused, not the words."""
 
     def prepare_gptq(self, tensor: GptqTensor, prescale: float, device: device, dtype: dtype, unpacked: bool) -> Matrix:
         """As prepare_exl2, for a GPTQ matrix."""
@@ -81,6 +82,7 @@ class Backend(Protocol):
     ) -> Tensor:
         """Causal attention of the last tokens of S sequences over their pages.
 
-        q [T, Hq, D]; k_pages, v_pages [pages, P, Hkv, D]; page_table [S, M] int64; query_starts [S + 1] and lengths [S] int64 on the
-        CPU: sequence s owns queries query_starts[s]:query_starts[s+1], which are the last of its lengths[s] tokens. -> [T, Hq, D]
+        q [T, Hq, D]; k_pages, v_pages [pages, P, Hkv, D]; page_table [S, M] int64; query_starts [S + 1] and lengths [S]
+        int64 on the CPU: sequence s owns queries query_starts[s]:query_starts[s+1], the last of its lengths[s] tokens.
+        -> [T, Hq, D]
         """

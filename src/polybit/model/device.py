@@ -13,7 +13,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The named device, else POLYBIT_DEVICE, else CUDA if there is one, else the CPU (on Apple too: ask for `mps` by name)."""
+    """The named device, else POLYBIT_DEVICE, else CUDA if there is one, else the CPU (Apple: ask for `mps` by name)."""
     chosen = name or env.device()
     if chosen is None:
         chosen = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,7 +1,7 @@
 """How good a model is on a text: perplexity, and how far its predictions lie from a reference model's.
 
-Protocol: the whole text is one run of tokens, cut into windows that do not overlap; each window is a sequence of its own,
-and every token but its first is predicted from those before it. Nothing here reads files or prints.
+Protocol: the whole text is one run of tokens, cut into windows that do not overlap. Each window is a sequence of its
+own, and every token but its first is predicted from those before it.
 """
 
 import math

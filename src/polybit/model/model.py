@@ -16,7 +16,7 @@ from polybit.model.source import ModelSource, head_is_tied
 from polybit.model.weights import FolderWeights
 from polybit.modules.block import Layer, build_block
 from polybit.modules.norm import NormFn, build_norm
-from polybit.modules.rope import RopeTableCache
+from polybit.modules.rope import rope_tables
 from polybit.modules.step import KVStore, Step
 from polybit.modules.weights import LinearFn
 
@@ -75,7 +75,7 @@ def load(source: ModelSource, progress: LoadProgress | None = None) -> Model:
     embedding = weights.embedding(model.embedding)
     positions = None if model.positions is None else weights.embedding(model.positions)
     tell(1, total)
-    ropes = RopeTableCache(model.max_seq_len, device)
+    ropes = rope_tables(model.max_seq_len, device)
     layers = []
     for i, block in enumerate(model.blocks):
         layers.append(build_block(block, i, weights, backend, ropes))

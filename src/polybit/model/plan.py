@@ -1,6 +1,5 @@
 """What a model needs in memory, worked out from names and shapes before anything is loaded."""
 
-from collections import Counter
 from dataclasses import dataclass
 
 import psutil
@@ -36,16 +35,13 @@ class MemoryPlan:
 
 def plan_memory(source: ModelSource, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
     model, checkpoint = source.spec, source.checkpoint
-    stored: Counter[str] = Counter()
-    for name in checkpoint.names():
-        stored[name.rpartition(".")[0]] += checkpoint.num_bytes(name)
 
     def dense(linear: spec.Linear) -> int:
         return linear.in_features * linear.padded_out_features * dtype.itemsize
 
     def packed(linear: spec.Linear) -> int:
         is_quantized = checkpoint.kind(linear.key) in ("exl2", "gptq")
-        return stored[linear.key] if is_quantized else dense(linear)
+        return sum(map(checkpoint.num_bytes, checkpoint.names_of(linear.key))) if is_quantized else dense(linear)
 
     linears = (*model.linears, model.head.linear)
     return MemoryPlan(

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from polybit import arch, spec
-from polybit.arch.overrides import with_rope_override
 from polybit.errors import ConfigError, FormatError
 from polybit.format.checkpoint import Checkpoint
 from polybit.model.options import LoadOptions
 
 log = logging.getLogger(__name__)
+
+DERIVED_TENSORS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that old checkpoints hold and nobody needs
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def open_model(folder: Path | str, options: LoadOptions | None = None) -> ModelS
     model = _with_options(arch.read_model(config, where=str(folder / "config.json")), options)
     checkpoint = Checkpoint.open(folder, model.renames)
     check_complete(model, checkpoint)
+    _tell_unread(model, checkpoint)
     return ModelSource(folder, config, model, checkpoint, options)
 
 
@@ -61,11 +63,11 @@ def _with_options(model: spec.Model, options: LoadOptions) -> spec.Model:
             raise ConfigError(f"max_seq_len is {options.max_seq_len}, expected at least 1")
         if model.positions is not None and options.max_seq_len > model.positions.num_rows:
             raise ConfigError(
-                f"max_seq_len is {options.max_seq_len}, but {model.architecture} has {model.positions.num_rows} learned positions; "
-                "ask for no more"
+                f"max_seq_len is {options.max_seq_len}, but {model.architecture} has {model.positions.num_rows} "
+                "learned positions; ask for no more"
             )
         model = replace(model, max_seq_len=options.max_seq_len)
-    return with_rope_override(model, options.rope_scale, options.rope_alpha, options.rope_yarn)
+    return arch.with_rope_override(model, options.rope_scale, options.rope_alpha, options.rope_yarn)
 
 
 def check_complete(model: spec.Model, checkpoint: Checkpoint) -> None:
@@ -79,6 +81,24 @@ def check_complete(model: spec.Model, checkpoint: Checkpoint) -> None:
             f"{checkpoint.folder}: tensor {missing[0]}{more} not found, but {model.architecture} needs it; "
             "a *.safetensors file is missing or from another model, fetch the folder again"
         )
+
+
+def _tell_unread(model: spec.Model, checkpoint: Checkpoint) -> None:
+    """Say which tensors of the folder the text model has no use for: another modality, or a damaged description."""
+    keys = {key for linear in (*model.linears, model.head.linear) for key in _keys_of(linear)}
+    names = set(vector_names(model))
+    unread = sorted(
+        name
+        for name in checkpoint.names() - names
+        if name.rpartition(".")[0] not in keys and not name.endswith(DERIVED_TENSORS)
+    )
+    if unread:
+        log.warning("%s: %d tensors are not part of the text model and stay unread (the first is %s)",
+                    checkpoint.folder, len(unread), unread[0])  # fmt: skip
+
+
+def _keys_of(linear: spec.Linear) -> tuple[str, ...]:
+    return (linear.key,) if linear.source is None else (linear.key, linear.source.key)
 
 
 def head_is_tied(model: spec.Model, checkpoint: Checkpoint) -> bool:

@@ -1,4 +1,4 @@
-"""A transformer block: norms and residuals around attention and MLP. The residual stream may be wider than the activations."""
+"""A transformer block: norms and residuals around attention and MLP; the residual stream may be the wider type."""
 
 from dataclasses import dataclass
 

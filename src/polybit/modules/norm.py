@@ -26,7 +26,7 @@ def build_norm(node: spec.Norm, weights: Weights, backend: Backend) -> NormFn:
 
 
 def build_head_norm(node: spec.Norm | None, head_dim: int, weights: Weights, backend: Backend) -> NormFn | None:
-    """[T, H, D] -> [T, H, D]: over each head (weight [D] or [H, D]), or over all heads at once where the node is that wide."""
+    """[T, H, D] -> [T, H, D]: over each head (weight [D] or [H, D]), or over all of them where the node is so wide."""
     if node is None:
         return None
     norm = build_norm(node, weights, backend)

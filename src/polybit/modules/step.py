@@ -1,4 +1,4 @@
-"""One forward pass over a batch, as data, and what attention needs from a K/V store. Nothing here knows how pages are managed."""
+"""One forward pass over a batch, as data, and what attention needs of a K/V store. Managing pages is not here."""
 
 from dataclasses import dataclass
 from typing import Protocol

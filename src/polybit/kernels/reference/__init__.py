@@ -1,4 +1,4 @@
-"""Plain torch, fp32 inside: the oracle that every other backend is compared with, and what runs where no faster one exists."""
+"""Plain torch, fp32 inside: the oracle for every other backend, and what runs where no faster one exists."""
 
 from polybit.kernels.reference.activations import activate, gated_activate
 from polybit.kernels.reference.attention import attention

@@ -1,10 +1,9 @@
 """Element-wise non-linearities."""
 
-from typing_extensions import assert_never
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import assert_never
 
 from polybit.spec import Activation
 

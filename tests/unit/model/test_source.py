@@ -1,0 +1,80 @@
+"""Opening a folder: what is refused, and with which words."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from polybit.errors import ConfigError, FormatError
+from polybit.model.options import LoadOptions
+from polybit.model.source import open_model
+from random_model import TINY_LLAMA, write_random_model
+
+
+def test_opens(tmp_path: Path) -> None:
+    source = open_model(write_random_model(tmp_path))
+    assert source.spec.architecture == "LlamaForCausalLM"
+    assert len(source.spec.blocks) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "holds no config.json"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[1]", "expected a JSON object"),
+        ("\udcff", "not valid JSON"),
+    ],
+)
+def test_bad_config_files(tmp_path: Path, content: str | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=words):
+        open_model(tmp_path)
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a folder"):
+        open_model(tmp_path / "nothing")
+
+
+def test_a_missing_tensor_is_named_before_loading(tmp_path: Path) -> None:
+    write_random_model(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(FormatError, match=r"model\.layers\.1\.mlp\.up_proj\.weight not found"):
+        open_model(tmp_path)
+
+
+def test_max_seq_len_is_bounded_by_learned_positions(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_embd": 64,
+        "n_head": 2,
+        "n_layer": 1,
+        "n_positions": 32,
+        "vocab_size": 96,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="32 learned positions"):
+        open_model(tmp_path, LoadOptions(max_seq_len=33))
+
+
+@pytest.mark.parametrize("options", [LoadOptions(max_seq_len=0), LoadOptions(max_seq_len=-5)])
+def test_max_seq_len_out_of_range(tmp_path: Path, options: LoadOptions) -> None:
+    write_random_model(tmp_path)
+    with pytest.raises(ConfigError, match="expected at least 1"):
+        open_model(tmp_path, options)
+
+
+def test_an_unread_key_refuses_the_model(tmp_path: Path) -> None:
+    write_random_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**TINY_LLAMA, "attention_twist": 3}))
+    with pytest.raises(ConfigError, match="attention_twist"):
+        open_model(tmp_path)
