@@ -55,8 +55,8 @@ class ParameterSet:
             raise JobError(f"{where} is not a parameter set of bits, bits_prop and group_size; measure again") from None
         if not _is_sound(bits, shares, sizes) or value.get("scale_bits", 4) != 4:
             raise JobError(
-                f"{where} holds bits {bits}, shares {shares} and group sizes {sizes}; expected descending "
-                f"bits out of {WIDTHS}, shares that sum to 1, group sizes that are multiples of 32, and scale_bits 4; measure again"
+                f"{where} holds bits {bits}, shares {shares} and group sizes {sizes}; expected descending bits out of "
+                f"{WIDTHS}, shares that sum to 1, group sizes that are multiples of 32, scale_bits 4; measure again"
             )
         return cls(bits, shares, sizes)
 
