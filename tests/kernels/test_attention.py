@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from closeness import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from closeness import assert_close
 from polybit.kernels.registry import BACKENDS
 
 PAGE = 4

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from closeness import assert_close
 from torch import Tensor
 
+from closeness import assert_close
 from polybit.spec import Activation
 
 ODD_SHAPES = [(1, 32), (3, 576), (7, 33)]

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from closeness import assert_close
 
+from closeness import assert_close
 from polybit.format import exl2
 from polybit.format.exl2 import Exl2Tensor, Group, Layout
 
