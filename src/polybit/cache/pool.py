@@ -1,0 +1,46 @@
+"""The K/V pool: pages of all layers, allocated once and shared by all sequences. It does not grow."""
+
+import torch
+from torch import Tensor
+
+from polybit import spec
+from polybit.cache.pages import PAGE_TOKENS, FreePages, pages_for
+from polybit.errors import OutOfMemory
+from polybit.modules.step import Step
+
+
+class KVPool:
+    """A `KVStore` over pages of PAGE_TOKENS tokens; `free` says who may write where."""
+
+    def __init__(self, model: spec.Model, num_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Room for at least `num_tokens`. Raises OutOfMemory."""
+        pages = pages_for(num_tokens)
+        shapes = [(2, pages, PAGE_TOKENS, block.attn.num_kv_heads, block.attn.head_dim) for block in model.blocks]
+        try:
+            # Zeros, because attention multiplies unwritten rows of a page by weight 0, and 0 * NaN is NaN.
+            self._layers = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU raises the plain kind
+            needed = sum(torch.Size(shape).numel() for shape in shapes) * dtype.itemsize
+            raise OutOfMemory(
+                f"a K/V pool of {pages * PAGE_TOKENS} tokens needs {needed / 1e9:.2f} GB on {device} "
+                f"({str(error).splitlines()[0]}); load with a smaller cache_tokens"
+            ) from None
+        self.free = FreePages(pages)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that all sequences together can hold."""
+        return self.free.total * PAGE_TOKENS
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(layer.nbytes for layer in self._layers)
+
+    def write(self, layer: int, k: Tensor, v: Tensor, step: Step) -> None:
+        keys, values = self.pages(layer)
+        keys.flatten(0, 1)[step.slots] = k.to(keys.dtype)
+        values.flatten(0, 1)[step.slots] = v.to(values.dtype)
+
+    def pages(self, layer: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._layers[layer].unbind()
+        return keys, values

@@ -1,0 +1,31 @@
+"""What comes back from a generation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer. `finish_reason`: "stop" at a stop token or string, "length" at max_tokens or where the context is full,
+    None if it was cut off.
+    """
+
+    text: str  # without the prompt, without what stopped it
+    tokens: tuple[int, ...]  # without the stop token
+    finish_reason: FinishReason | None
+    stopped_by: int | str | None  # the stop token or string
+    prompt_tokens: int
+    prefill_seconds: float  # from the request to its first token
+    decode_seconds: float  # from the first token to the last
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens a second; 0 where nothing was measured."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds > 0 else 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens a second after the first; 0 where there is only one."""
+        return max(0, len(self.tokens) - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0

@@ -1,0 +1,30 @@
+"""A folder on disk to an engine that generates."""
+
+from pathlib import Path
+from typing import Any
+
+from polybit.errors import RequestError
+from polybit.generator.engine import Engine
+from polybit.model.model import LoadProgress
+from polybit.model.model import load as load_model
+from polybit.model.options import LoadOptions
+from polybit.model.source import open_model
+from polybit.text import Tokenizer
+
+DEFAULT_CACHE_TOKENS = 8192
+
+
+def load(
+    path: Path | str, *, cache_tokens: int | None = None, progress: LoadProgress | None = None, **options: Any
+) -> Engine:
+    """Load the model in folder `path`; `options` are the fields of LoadOptions.
+
+    cache_tokens: tokens of all prompts and answers that the K/V pool holds at once; by default what the model reaches,
+    but no more than DEFAULT_CACHE_TOKENS. Raises ConfigError, FormatError, KernelError or OutOfMemory.
+    """
+    if cache_tokens is not None and cache_tokens < 1:
+        raise RequestError(f"cache_tokens is {cache_tokens}, expected at least 1")
+    source = open_model(path, LoadOptions(**options))
+    tokenizer = Tokenizer.open(source.folder)
+    size = cache_tokens or min(source.spec.max_seq_len, DEFAULT_CACHE_TOKENS)
+    return Engine(load_model(source, progress), tokenizer, source.folder, size)

@@ -1,0 +1,96 @@
+"""One forward pass over parts of several sequences, and one token for each that is ready for it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polybit.cache import PAGE_TOKENS, KVPool, pages_for
+from polybit.generator.sampling import sample
+from polybit.generator.sequence import Sequence
+from polybit.model.model import Model
+from polybit.modules.step import Step
+
+
+@dataclass(frozen=True)
+class Part:
+    """The next `count` tokens of a sequence that the model has not seen."""
+
+    sequence: Sequence
+    count: int
+
+    @property
+    def stop(self) -> int:
+        """Length of the sequence once this part is stored."""
+        return self.sequence.num_stored + self.count
+
+    @property
+    def is_last(self) -> bool:
+        """Whether a token follows from it."""
+        return self.count == self.sequence.num_pending
+
+
+class Runner:
+    """The model and the pool. `vocab_size`: ids from here on are padding of the model's matrices and never sampled."""
+
+    def __init__(self, model: Model, pool: KVPool, vocab_size: int) -> None:
+        self.model = model
+        self.pool = pool
+        self._vocab_size = vocab_size
+
+    def run(self, parts: list[Part]) -> list[int | None]:
+        """Store the parts' keys and values; the next token of each sequence, None where more of its prompt is to come.
+
+        Raises OutOfMemory where the pool has too few pages, with nothing stored.
+        """
+        self._take_pages(parts)
+        tokens, step = lay_out(parts, self.model.device)
+        ready = [i for i, part in enumerate(parts) if part.is_last]
+        logits_at = (step.query_starts[1:][ready] - 1).to(self.model.device)
+        logits = self.model.forward(tokens, step, self.pool, logits_at)
+        for part in parts:
+            part.sequence.num_stored = part.stop
+        sampled: list[int | None] = [None] * len(parts)
+        for i, token in zip(ready, self._sample(logits, [parts[i].sequence for i in ready]), strict=True):
+            sampled[i] = token
+        return sampled
+
+    def release(self, sequence: Sequence) -> None:
+        """Give the sequence's pages back."""
+        self.pool.free.give_back(sequence.pages)
+        sequence.pages.clear()
+
+    def _take_pages(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            missing = pages_for(part.stop) - len(part.sequence.pages)
+            part.sequence.pages += self.pool.free.take(missing)
+
+    @torch.inference_mode()
+    def _sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
+        if not sequences:
+            return []
+        params, texts = [s.params for s in sequences], [s.tokens for s in sequences]
+        tokens = sample(logits[:, : self._vocab_size], params, texts, [s.uniform() for s in sequences])
+        return [int(token) for token in tokens]
+
+
+def lay_out(parts: list[Part], device: torch.device) -> tuple[Tensor, Step]:
+    """The parts one after another: tokens [T] and the step that places them."""
+    starts = [part.sequence.num_stored for part in parts]
+    positions = torch.cat([torch.arange(start, part.stop) for start, part in zip(starts, parts, strict=True)])
+    table = torch.nn.utils.rnn.pad_sequence([torch.tensor(part.sequence.pages) for part in parts], batch_first=True)
+    counts = torch.tensor([part.count for part in parts])
+    rows = torch.arange(len(parts)).repeat_interleave(counts)
+    slots = table[rows, positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
+    tokens = [
+        token for start, part in zip(starts, parts, strict=True) for token in part.sequence.tokens[start : part.stop]
+    ]
+    step = Step(
+        positions=positions.to(device),
+        slots=slots.to(device),
+        page_table=table.to(device),
+        query_starts=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+        lengths=torch.tensor([part.stop for part in parts]),
+    )
+    return torch.tensor(tokens, device=device), step
