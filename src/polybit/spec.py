@@ -9,7 +9,7 @@ Names are the ones that EXL2 files use ("internal" names). Where an unquantized 
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class Activation(enum.Enum):
@@ -106,13 +106,6 @@ class LinearScaling:
 
 
 @dataclass(frozen=True)
-class NtkScaling:
-    """theta multiplied by alpha^(dim / (dim - 2))."""
-
-    alpha: float
-
-
-@dataclass(frozen=True)
 class DynamicNtkScaling:
     """NTK scaling by the context length at load, none up to `original_length`."""
 
@@ -152,7 +145,7 @@ class LongRopeScaling:
     attention_factor: float  # multiplies cos and sin with either list
 
 
-RopeScaling = Unscaled | LinearScaling | NtkScaling | DynamicNtkScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+RopeScaling = Unscaled | LinearScaling | DynamicNtkScaling | Llama3Scaling | YarnScaling | LongRopeScaling
 
 
 @dataclass(frozen=True)
@@ -166,6 +159,10 @@ class Rope:
     dim: int
     interleaved: bool = False
     scaling: RopeScaling = Unscaled()
+
+    def with_ntk(self, alpha: float) -> "Rope":
+        """Theta multiplied by alpha^(dim / (dim - 2)): the longest wavelength grows by alpha, the shortest stays."""
+        return self if self.dim == 2 else replace(self, theta=self.theta * alpha ** (self.dim / (self.dim - 2)))
 
 
 # ---- the parts of a block
@@ -292,6 +289,7 @@ class Model:
     head: Head
     max_seq_len: int
     renames: tuple[tuple[str, str], ...] = ()
+    companions: tuple[str, ...] = ()  # name prefixes of other parts' tensors (a vision tower): conversions copy them
     needs_bos: bool = False  # the model degrades badly without a BOS token in front
     fp32_residual: bool = False  # the residual stream leaves the range of fp16
 

@@ -1,7 +1,12 @@
-"""Tables of cos and sin for every position of a context. Everything is fp32, in transformers' order of operations, because at
-positions of some ten thousands another rounding of the frequencies would already turn the fastest pairs visibly."""
+"""Tables of cos and sin for every position of a context.
+
+All in fp32 and in transformers' order of operations: at positions of some ten thousands, another rounding of the frequencies
+would already turn the fastest pairs visibly.
+"""
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 from collections.abc import Callable
 from functools import cache
 
@@ -18,6 +23,11 @@ from polybit.spec import (
     Unscaled,
     YarnScaling,
 )
+
+
+def rope_tables(max_seq_len: int, device: torch.device | str) -> Callable[[Rope], tuple[Tensor, Tensor]]:
+    """`rope_table` of each rope, made once: layers share them."""
+    return lru_cache(maxsize=None)(lambda rope: rope_table(rope, max_seq_len, device))
 
 
 def rope_table(rope: Rope, max_seq_len: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -63,7 +73,7 @@ def _wavelengths(rope: Rope) -> Tensor:
 
 
 def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
-    """Divided by `factor` where a turn takes longer than original/low positions, kept below original/high, a ramp between."""
+    """Divided by `factor` where a turn takes over original/low positions, kept below original/high, a ramp between."""
     turns = scaling.original_length * frequencies / (2 * math.pi)  # in the original context
     kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = kept.clamp(0, 1)
