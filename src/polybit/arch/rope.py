@@ -139,7 +139,7 @@ def _extension(cfg: HFConfig, original: int) -> float:
 def with_rope_override(
     model: Model, scale: float | None = None, alpha: float | None = None, yarn: float | None = None
 ) -> Model:
-    """`model` with positions divided by `scale`, or YaRN by `yarn`, instead of its own scaling; theta raised by `alpha`.
+    """`model` with positions divided by `scale`, or YaRN by `yarn`, instead of its own scaling; theta raised by alpha.
 
     Where a model mixes windowed and full attention, only its full layers change: no window reaches positions far apart.
     Errors: ConfigError for both `scale` and `yarn`, or a value that is not a finite number above 0.

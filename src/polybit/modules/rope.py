@@ -1,12 +1,10 @@
 """Tables of cos and sin for every position of a context.
 
-All in fp32 and in transformers' order of operations: at positions of some ten thousands, another rounding of the frequencies
-would already turn the fastest pairs visibly.
+All in fp32 and in transformers' order of operations: at positions of some ten thousands, another rounding of the
+frequencies would already turn the fastest pairs visibly.
 """
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
 from collections.abc import Callable
 from functools import cache
 
@@ -23,11 +21,6 @@ from polybit.spec import (
     Unscaled,
     YarnScaling,
 )
-
-
-def rope_tables(max_seq_len: int, device: torch.device | str) -> Callable[[Rope], tuple[Tensor, Tensor]]:
-    """`rope_table` of each rope, made once: layers share them."""
-    return lru_cache(maxsize=None)(lambda rope: rope_table(rope, max_seq_len, device))
 
 
 def rope_table(rope: Rope, max_seq_len: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
