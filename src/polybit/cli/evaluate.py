@@ -7,26 +7,30 @@ from typing import Annotated
 import torch
 import typer
 from rich.table import Table
+from torch import Tensor
 
 from polybit.cli.console import progress, results
-from polybit.cli.loading import loading
+from polybit.cli.loading import load_model
+from polybit.cli.shared_options import loading
 from polybit.errors import ConfigError, RequestError
 from polybit.format.files import atomic_write_json
+from polybit.format.hub import local_folder
 from polybit.model.evaluate import Score, cut_windows
 from polybit.model.evaluate import evaluate as score_model
-from polybit.model.model import Model, load
+from polybit.model.model import Model
 from polybit.model.options import LoadOptions
-from polybit.model.source import open_model
-from polybit.text.tokenizer import Tokenizer
+from polybit.text import Tokenizer
 
 
 @loading
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of the model to judge.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="Folder of the model to judge, or its id on the Hub.", show_default=False)
+    ],
     options: LoadOptions,
     text: Annotated[Path, typer.Option("--text", help="UTF-8 text to judge it on.", show_default=False)],
     reference: Annotated[
-        Path | None, typer.Option("--reference", help="Folder of the model to compare with, unquantized as a rule.")
+        str | None, typer.Option("--reference", help="Model to compare with, unquantized as a rule.")
     ] = None,
     rows: Annotated[
         int | None, typer.Option("--rows", min=1, help="Windows of text to use.", show_default="the whole text")
@@ -36,23 +40,17 @@ def evaluate(
 ) -> None:
     """Measure perplexity on a text and, with --reference, how far the predictions moved.
 
-    The text is cut into windows that do not overlap, each judged by itself; where the model needs a BOS token, each window
-    begins with one.
+    The text is cut into windows that do not overlap, each judged by itself. Where the model needs a BOS token, each
+    window begins with one.
     """
     judged = load_model(model, options)
-    windows = tokenize(model, judged, read_text(text), length, rows)
+    windows = tokenize(judged, Tokenizer.open(local_folder(model)), read_text(text), length, rows)
     compared = None if reference is None else load_model(reference, options)
     with progress("evaluating") as advance:
         score = score_model(judged, windows, compared, advance)
     if json_file is not None:
         atomic_write_json(json_file, asdict(score))
     results.print(score_table(score))
-
-
-def load_model(folder: Path, options: LoadOptions) -> Model:
-    source = open_model(folder, options)
-    with progress(f"loading {folder.name}") as advance:
-        return load(source, advance)
 
 
 def read_text(path: Path) -> str:
@@ -63,13 +61,10 @@ def read_text(path: Path) -> str:
         raise RequestError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8 text") from None
 
 
-def tokenize(folder: Path, model: Model, text: str, length: int, rows: int | None) -> torch.Tensor:
+def tokenize(model: Model, tokenizer: Tokenizer, text: str, length: int, rows: int | None) -> Tensor:
     """Windows [rows, length] of the text."""
-    tokenizer = Tokenizer.open(folder)
     if model.spec.needs_bos and tokenizer.bos_id is None:
-        raise ConfigError(
-            f"{folder} names no BOS token, but {model.spec.architecture} needs one; mend tokenizer_config.json"
-        )
+        raise ConfigError(f"{model.spec.architecture} needs a BOS token, but the tokenizer's files name none")
     ids = torch.tensor(tokenizer.encode(text))
     return cut_windows(ids, length, rows, tokenizer.bos_id if model.spec.needs_bos else None)
 

@@ -1,10 +1,10 @@
-"""Options made from the settings dataclasses: one field, one option, the field's own default. Nothing is written down twice."""
+"""Options made from the settings dataclasses: one field, one option, the field's own default."""
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -13,19 +13,15 @@ Command = Callable[..., None]
 
 @dataclass(frozen=True)
 class Flag:
-    """How a field shows on the command line."""
+    """How a field shows on the command line, where it is to say more than `--field-name` and its own help."""
 
-    help: str
-    names: tuple[str, ...] = ()  # short and other names; empty: --field-name alone
-    type: Any = None  # where the field's own type cannot be typed on a command line
-    default: str | None = None  # what stands in --help for a default of None
+    help: str = ""  # empty: the field's metadata has it
+    short: str = ""
+    default: str = ""  # what --help shows for a default of None
 
 
-def settings(kind: type, flags: Mapping[str, Flag], panel: str) -> Callable[[Command], Command]:
-    """Decorate a command: its parameter of type `kind` becomes one option for each flag, and arrives filled.
-
-    Fields without a flag keep their defaults.
-    """
+def settings(kind: type, panel: str, flags: Mapping[str, Flag]) -> Callable[[Command], Command]:
+    """Decorate a command: its parameter of type `kind` becomes one option for each field, and arrives filled."""
 
     def expand(command: Command) -> Command:
         signature = inspect.signature(command)
@@ -34,45 +30,51 @@ def settings(kind: type, flags: Mapping[str, Flag], panel: str) -> Callable[[Com
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            values = {name: _as_field(given.pop(name)) for name in flags}
+            values = {field.name: _as_field(given.pop(field.name)) for field in fields(kind)}
             command(**given, **{slot: kind(**values)})
 
-        added = option_parameters(kind, flags, panel)
+        added = option_parameters(kind, panel, flags)
         run.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
         return run
 
     return expand
 
 
-def option_parameters(kind: type, flags: Mapping[str, Flag], panel: str) -> list[inspect.Parameter]:
-    """The fields of dataclass `kind` that have a flag, as parameters that Typer reads."""
+def option_parameters(kind: type, panel: str, flags: Mapping[str, Flag]) -> list[inspect.Parameter]:
+    """One parameter that Typer reads for each field of the dataclass `kind`."""
     hints = get_type_hints(kind)
-    by_name = {field.name: field for field in fields(kind)}
-    return [_parameter(by_name[name], flag, flag.type or hints[name], panel) for name, flag in flags.items()]
+    return [_parameter(field, flags.get(field.name, Flag()), hints[field.name], panel) for field in fields(kind)]
 
 
 def _parameter(field: Field[Any], flag: Flag, hint: Any, panel: str) -> inspect.Parameter:
     default = field.default if field.default_factory is MISSING else field.default_factory()
-    names = (*flag.names, f"--{field.name.replace('_', '-')}")
     option = typer.Option(
-        *(names if hint is not bool and hint != bool | None else (*flag.names, _switch(field.name))),
-        help=flag.help,
+        *_names(field.name, flag.short, can_negate=default is not False and hint in (bool, bool | None)),
+        help=_sentence(flag.help or field.metadata["help"]),
         rich_help_panel=panel,
-        show_default=flag.default or default is not None,
+        show_default=flag.default or default not in (None, False, ()),
     )
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=list(default) if isinstance(default, tuple) else default,
-        annotation=Annotated[hint, option],
+        annotation=Annotated[_typed_on_a_line(hint), option],
     )
 
 
-def _switch(name: str) -> str:
-    flag = name.replace("_", "-")
-    return f"--{flag}/--no-{flag}"
+def _names(field_name: str, short: str, can_negate: bool) -> list[str]:
+    name = field_name.replace("_", "-")
+    return [*([short] if short else []), f"--{name}/--no-{name}" if can_negate else f"--{name}"]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _typed_on_a_line(hint: Any) -> Any:
+    """Typer takes a repeated option for a list; the settings dataclasses hold tuples."""
+    return list[get_args(hint)[0]] if get_origin(hint) is tuple else hint  # type: ignore[misc]
 
 
 def _as_field(value: Any) -> Any:
-    """The settings dataclasses hold tuples where the command line collects lists."""
     return tuple(value) if isinstance(value, list) else value

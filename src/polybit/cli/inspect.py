@@ -1,13 +1,13 @@
 """`polybit inspect`: where a model's bits went, and what it needs in memory."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from polybit.cli.console import print_json, results
-from polybit.cli.loading import loading
+from polybit.cli.shared_options import ModelName, loading
+from polybit.format.hub import local_folder
 from polybit.model.device import choose_device, choose_dtype, describe
 from polybit.model.options import LoadOptions
 from polybit.model.plan import plan_memory
@@ -20,7 +20,7 @@ BITS_AT_FULL_BAR = 8.0
 
 @loading
 def inspect(
-    model: Annotated[Path, typer.Argument(help="Folder of a model, quantized or not.", show_default=False)],
+    model: ModelName,
     options: LoadOptions,
     context: Annotated[
         int | None,
@@ -30,7 +30,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show bits per weight of every layer, sizes, and the memory needed at a context length."""
-    report = describe_model(open_model(model, options), context)
+    report = describe_model(open_model(local_folder(model), options), context)
     if as_json:
         print_json(report)
     else:

@@ -1,24 +1,25 @@
-"""Options of every command that loads a model."""
+"""Loading with a progress bar, for every command that needs a model."""
 
-from collections.abc import Mapping
+from dataclasses import asdict
 
-from polybit.cli.flags import Command, Flag, settings
+from polybit import generator
+from polybit.cli.console import progress
+from polybit.format.hub import local_folder
+from polybit.generator import Engine
+from polybit.model.model import Model, load
 from polybit.model.options import LoadOptions
-
-LOADING: Mapping[str, Flag] = {
-    "device": Flag("cpu, cuda, cuda:1 or mps", default="CUDA if there is one, else cpu"),
-    "dtype": Flag("Type of activations: float32, float16 or bfloat16", default="float32 on cpu, else float16"),
-    "backend": Flag("Kernels to compute with; `polybit doctor` lists them", default="the fastest for the device"),
-    "max_seq_len": Flag("Longest prompt and answer together, in tokens", default="the model's own"),
-    "rope_scale": Flag("Stretch positions linearly by this factor, to go beyond the model's own length"),
-    "rope_alpha": Flag("Stretch positions the NTK way by this alpha"),
-    "rope_yarn": Flag("Stretch positions the YaRN way by this factor"),
-    "unpacked": Flag(
-        "Hold weights dequantized: faster, more memory", default="where half of the free memory holds them"
-    ),
-}
+from polybit.model.source import open_model
 
 
-def loading(command: Command) -> Command:
-    """Turn a command's LoadOptions parameter into options."""
-    return settings(LoadOptions, LOADING, "Loading")(command)
+def load_engine(name: str, options: LoadOptions) -> Engine:
+    """A model that generates, from a folder or a Hub id."""
+    folder = local_folder(name)
+    with progress(f"loading {folder.name}") as advance:
+        return generator.load(folder, progress=advance, **asdict(options))
+
+
+def load_model(name: str, options: LoadOptions) -> Model:
+    """A model without tokenizer and cache."""
+    source = open_model(local_folder(name), options)
+    with progress(f"loading {source.folder.name}") as advance:
+        return load(source, advance)

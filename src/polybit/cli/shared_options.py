@@ -1,0 +1,46 @@
+"""The argument and options of every command that loads a model, and the options of every one that generates."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+from polybit.cli.flags import Command, Flag, settings
+from polybit.generator.params import SamplingParams
+from polybit.model.options import LoadOptions
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Folder of a model, or its id on the Hub.", show_default=False)
+]
+
+LOADING: Mapping[str, Flag] = {
+    "device": Flag("cpu, cuda, cuda:1 or mps", default="CUDA if there is one, else cpu"),
+    "dtype": Flag("Type of activations: float32, float16 or bfloat16", default="float32 on cpu, else float16"),
+    "backend": Flag("Kernels to compute with; `polybit doctor` lists them", default="the fastest for the device"),
+    "max_seq_len": Flag("Longest prompt and answer together, in tokens", default="the model's own"),
+    "rope_scale": Flag("Stretch positions linearly by this factor, to go beyond the model's own length"),
+    "rope_alpha": Flag("Stretch positions the NTK way by this alpha"),
+    "rope_yarn": Flag("Stretch positions the YaRN way by this factor"),
+    "unpacked": Flag(
+        "Hold weights dequantized: faster, more memory", default="where half of the free memory holds them"
+    ),
+}
+
+
+def loading(command: Command) -> Command:
+    """Turn a command's LoadOptions parameter into options."""
+    return settings(LoadOptions, "Loading", LOADING)(command)
+
+
+SAMPLING: Mapping[str, Flag] = {
+    "max_tokens": Flag("Tokens to generate at most", short="-n"),
+    "temperature": Flag(short="-t"),
+    "seed": Flag("Same seed, same text", default="different each time"),
+    "stop": Flag("Text that ends the generation and is not part of it; may be repeated"),
+    "stop_tokens": Flag("Token id that ends the generation, besides the model's own; may be repeated"),
+}
+
+
+def sampling(command: Command) -> Command:
+    """Turn a command's SamplingParams parameter into options."""
+    return settings(SamplingParams, "Sampling", SAMPLING)(command)

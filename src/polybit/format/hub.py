@@ -1,0 +1,28 @@
+"""Models by their id on the Hugging Face Hub: downloaded once, then folders like any other."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from polybit.errors import ConfigError
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+WANTED = ("*.safetensors", "*.json", "*.jinja", "LICENSE*", "README.md")  # never pickled weights, never code
+
+
+def local_folder(name: Path | str) -> Path:
+    """The folder `name`, or where the Hub's model of that id (`owner/name`, `owner/name@revision`) was downloaded to.
+
+    Raises ConfigError where it is neither.
+    """
+    folder = Path(name).expanduser()
+    if folder.exists() or not HUB_ID.fullmatch(str(name)):
+        return folder
+    repository, _, revision = str(name).partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(WANTED)))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{name} is no folder here, and the Hub did not give it: {reason}; check the name") from None
