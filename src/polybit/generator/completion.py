@@ -8,13 +8,11 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. `finish_reason`: "stop" at a stop token or string, "length" at max_tokens or where the context is full,
-    None if it was cut off.
-    """
+    """One answer."""
 
     text: str  # without the prompt, without what stopped it
     tokens: tuple[int, ...]  # without the stop token
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | None  # "length": max_tokens reached or the context full; None: cut off
     stopped_by: int | str | None  # the stop token or string
     prompt_tokens: int
     prefill_seconds: float  # from the request to its first token
