@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polybit.cli.console import progress, results
 from polybit.cli.loading import load_model
-from polybit.cli.shared_options import loading
+from polybit.cli.shared_options import ModelName, loading
 from polybit.errors import ConfigError, RequestError
 from polybit.format.files import atomic_write_json
 from polybit.format.hub import local_folder
@@ -24,9 +24,7 @@ from polybit.text import Tokenizer
 
 @loading
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="Folder of the model to judge, or its id on the Hub.", show_default=False)
-    ],
+    model: ModelName,
     options: LoadOptions,
     text: Annotated[Path, typer.Option("--text", help="UTF-8 text to judge it on.", show_default=False)],
     reference: Annotated[

@@ -52,7 +52,7 @@ def _parameter(field: Field[Any], flag: Flag, hint: Any, panel: str) -> inspect.
         *_names(field.name, flag.short, can_negate=default is not False and hint in (bool, bool | None)),
         help=_sentence(flag.help or field.metadata["help"]),
         rich_help_panel=panel,
-        show_default=flag.default or default not in (None, False, ()),
+        show_default=flag.default or not (default is None or default is False or default == ()),
     )
     return inspect.Parameter(
         field.name,

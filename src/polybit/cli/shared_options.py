@@ -14,7 +14,7 @@ ModelName = Annotated[
 ]
 
 LOADING: Mapping[str, Flag] = {
-    "device": Flag("cpu, cuda, cuda:1 or mps", default="CUDA if there is one, else cpu"),
+    "device": Flag("One of cpu, cuda, cuda:1, mps", default="CUDA if there is one, else cpu"),
     "dtype": Flag("Type of activations: float32, float16 or bfloat16", default="float32 on cpu, else float16"),
     "backend": Flag("Kernels to compute with; `polybit doctor` lists them", default="the fastest for the device"),
     "max_seq_len": Flag("Longest prompt and answer together, in tokens", default="the model's own"),

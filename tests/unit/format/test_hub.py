@@ -1,0 +1,57 @@
+"""Names that are folders, names that are Hub ids, and what the Hub says; the network itself is faked."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+from polybit.errors import ConfigError
+from polybit.format import hub
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, Any]]:
+    """What was asked of the Hub; it gives tmp_path."""
+    calls: list[tuple[str, Any]] = []
+
+    def download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert "*.safetensors" in allow_patterns
+        assert not any(pattern in allow_patterns for pattern in ("*", "*.bin", "*.py"))
+        calls.append((repository, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    return calls
+
+
+def test_an_existing_folder_is_itself_even_if_it_looks_like_an_id(
+    asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub.local_folder("owner/name") == Path("owner/name")
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", ["missing", "./owner/name", "/a/b", "a/b/c", "~/models/x"])
+def test_a_path_that_is_no_id_never_reaches_the_hub(asked: list[Any], name: str) -> None:
+    assert hub.local_folder(name) == Path(name).expanduser()
+    assert asked == []
+
+
+def test_an_id_is_downloaded_with_its_revision(asked: list[Any], tmp_path: Path) -> None:
+    assert hub.local_folder("owner/name") == tmp_path
+    assert hub.local_folder("owner/name@4.0bpw") == tmp_path
+    assert asked == [("owner/name", None), ("owner/name", "4.0bpw")]
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("no\nnetwork"), HFValidationError("bad name"), OSError("x")])
+def test_what_the_hub_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(hub, "snapshot_download", refuse)
+    with pytest.raises(ConfigError, match="owner/name is no folder here") as caught:
+        hub.local_folder("owner/name")
+    assert "\n" not in str(caught.value)
