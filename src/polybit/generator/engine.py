@@ -23,17 +23,14 @@ CHUNK_TOKENS = 2048  # prompt tokens in one forward pass: enough to keep a devic
 class Engine:
     """A model, its tokenizer and a K/V pool. Prompts of a list run one after another."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, folder: Path, cache_tokens: int) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, pool: KVPool, folder: Path) -> None:
+        """`folder`: where the chat template lies."""
         self.model = model
         self.tokenizer = tokenizer
+        self.pool = pool
         self.folder = folder
-        pool = KVPool(model.spec, cache_tokens, model.dtype, model.device)
         self.context = min(model.max_seq_len, pool.num_tokens)  # tokens of one prompt and its answer
         self._runner = Runner(model, pool, min(tokenizer.vocab_size, model.spec.embedding.num_rows))
-
-    @property
-    def pool(self) -> KVPool:
-        return self._runner.pool
 
     @cached_property
     def chat_template(self) -> ChatTemplate:

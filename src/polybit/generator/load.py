@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from polybit.cache import KVPool
 from polybit.errors import RequestError
 from polybit.generator.engine import Engine
 from polybit.model.model import LoadProgress
@@ -27,4 +28,5 @@ def load(
     source = open_model(path, LoadOptions(**options))
     tokenizer = Tokenizer.open(source.folder)
     size = cache_tokens or min(source.spec.max_seq_len, DEFAULT_CACHE_TOKENS)
-    return Engine(load_model(source, progress), tokenizer, source.folder, size)
+    model = load_model(source, progress)
+    return Engine(model, tokenizer, KVPool(model.spec, size, model.dtype, model.device), source.folder)

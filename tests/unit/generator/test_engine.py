@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polybit.cache import PAGE_TOKENS
+from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.errors import ConfigError, KernelError, OutOfMemory, RequestError
 from polybit.generator import Engine, SamplingParams, load
 from polybit.generator import engine as engine_module
@@ -57,7 +57,8 @@ def scripted(engine, folder):
             max_seq_len=engine.model.max_seq_len,
             forward=forward,
         )
-        made = Engine(model, tokenizer, folder, cache_tokens)
+        pool = KVPool(model.spec, cache_tokens, model.dtype, model.device)
+        made = Engine(model, tokenizer, pool, folder)
         made.steps = steps
         return made
 

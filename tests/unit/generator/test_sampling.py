@@ -16,7 +16,18 @@ from transformers import (
 from closeness import assert_close
 from polybit.errors import KernelError
 from polybit.generator import SamplingParams
-from polybit.generator.sampling import FILTERS, PENALTIES, draw, filtered, min_p, sample, temperature, top_k, top_p
+from polybit.generator.sampling import (
+    FILTERS,
+    NUCLEUS_HEAD,
+    PENALTIES,
+    draw,
+    filtered,
+    min_p,
+    sample,
+    temperature,
+    top_k,
+    top_p,
+)
 
 VOCABULARY = 50
 NEUTRAL = {name: sampler.neutral for name, sampler in {**PENALTIES, **FILTERS}.items()}
@@ -56,6 +67,14 @@ class TestAgainstTransformers:
     def test_top_p(self, value):
         logits = random_logits()
         assert torch.equal(top_p(logits, torch.full((3,), value)), TopPLogitsWarper(value)(None, logits))
+
+    @pytest.mark.parametrize("scale", [0.01, 1.0])  # nearly uniform: the nucleus is wider than the head looked at first
+    def test_top_p_of_a_large_vocabulary(self, scale):
+        logits = torch.randn(2, 4 * NUCLEUS_HEAD, generator=torch.Generator().manual_seed(0)) * scale
+        found, expected = top_p(logits, torch.full((2,), 0.6)), TopPLogitsWarper(0.6)(None, logits)
+        differing = (found != expected).sum(-1)  # sums in another order may move the edge by a token
+        assert differing.max() <= 1
+        assert bool((found.isfinite().sum(-1) > NUCLEUS_HEAD).all()) == (scale < 1)
 
     @pytest.mark.parametrize("value", [0.01, 0.2, 0.9])
     def test_min_p(self, value):
