@@ -13,12 +13,14 @@ from rich.text import Text
 results = Console(highlight=False, soft_wrap=True)
 notes = Console(highlight=False, soft_wrap=True, stderr=True)
 
+log = logging.getLogger("polybit")
+
 Advance = Callable[[int, int], None]  # parts done, parts in all
 
 
 def note(text: str) -> None:
-    """A remark on what is going on."""
-    notes.print(Text(text, style="dim"))
+    """A remark on what is going on, which --quiet silences."""
+    log.info("%s", text)
 
 
 def fail(message: str) -> None:
@@ -48,16 +50,15 @@ def progress(what: str) -> Iterator[Advance]:
 
 
 class NoteHandler(logging.Handler):
-    """Shows polybit's own log as notes."""
+    """Shows polybit's own log on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        note(f"{prefix}{record.getMessage()}")
+        notes.print(Text(prefix + record.getMessage(), style="dim"))
 
 
 def show_log(level: int) -> None:
     """Route the library's log to stderr, from `level` up."""
-    log = logging.getLogger("polybit")
     log.setLevel(level)
     if not any(isinstance(handler, NoteHandler) for handler in log.handlers):
         log.addHandler(NoteHandler())

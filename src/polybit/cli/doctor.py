@@ -25,14 +25,13 @@ class Extra:
     """A package that polybit uses where it is installed."""
 
     package: str
-    extra: str
     purpose: str
 
 
 EXTRAS = (
-    Extra("numba", "cpu", "fast conversion on the CPU"),
-    Extra("gguf", "gguf", "GGUF files as a source for conversion, and the demo"),
-    Extra("pyarrow", "parquet", "parquet files as calibration text"),
+    Extra("numba", "fast conversion on the CPU"),
+    Extra("gguf", "GGUF files as a source for conversion, and the demo"),
+    Extra("pyarrow", "parquet files as calibration text"),
 )
 
 
@@ -47,7 +46,8 @@ def doctor(
     for backend in BACKENDS.values():
         results.print(backend_table(backend, is_default=backend is get_backend(None)))
         results.print()
-    results.print(extras_table())
+    for extra in EXTRAS:
+        results.print(extra_line(extra))
 
 
 def machine_table(device: torch.device) -> Table:
@@ -77,15 +77,12 @@ def operations() -> list[str]:
     return [name for name, _ in functions if not name.startswith(("_", "prepare_"))]
 
 
-def extras_table() -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("extra")
-    table.add_column("installed")
-    table.add_column("for")
-    for extra in EXTRAS:
-        found = installed_version(extra.package)
-        table.add_row(extra.package, found or f"no: {install_command(extra)}", extra.purpose)
-    return table
+def extra_line(extra: Extra) -> str:
+    """Unbroken, so that the command can be copied."""
+    version = installed_version(extra.package)
+    if version is not None:
+        return f"{extra.package} {version}: {extra.purpose}"
+    return f"no {extra.package} for {extra.purpose}; to add it: {sys.executable} -m pip install {extra.package}"
 
 
 def installed_version(package: str) -> str | None:
@@ -93,8 +90,3 @@ def installed_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def install_command(extra: Extra) -> str:
-    """Quoted, because shells read square brackets as patterns."""
-    return f'{sys.executable} -m pip install "polybit[{extra.extra}]"'

@@ -10,7 +10,7 @@ import typer
 
 import polybit
 from polybit.cli.chat import chat
-from polybit.cli.console import fail, note, results, show_log
+from polybit.cli.console import fail, notes, results, show_log
 from polybit.cli.convert import convert
 from polybit.cli.demo import demo
 from polybit.cli.doctor import doctor
@@ -68,5 +68,5 @@ def main() -> None:
     """The `polybit` program."""
     code = run(sys.argv[1:])
     if code == 130:
-        note("interrupted")
+        notes.print("interrupted")
     sys.exit(code)

@@ -1,0 +1,111 @@
+"""What the program does with errors, interrupts and wrong command lines."""
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from polybit.cli import main
+from polybit.errors import FormatError
+from unit.cli.program import Polybit, program, wait_for
+
+
+def test_without_a_command_it_shows_its_commands(polybit_cli: Polybit) -> None:
+    result = polybit_cli()
+    assert result.code == 0
+    for name in ("chat", "convert", "demo", "doctor", "eval", "generate", "inspect"):
+        assert re.search(rf"^\W*{name}\b", result.out, re.MULTILINE), name
+
+
+def test_version(polybit_cli: Polybit) -> None:
+    assert polybit_cli("--version").out == "0.1.0\n"
+
+
+@pytest.mark.parametrize("command", ["chat", "convert", "demo", "doctor", "eval", "generate", "inspect"])
+def test_every_command_has_help(polybit_cli: Polybit, command: str) -> None:
+    result = polybit_cli(command, "--help")
+    assert result.code == 0
+    assert "Usage: polybit " + command in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nope"], "--nope"),
+        (["dance"], "dance"),
+        (["generate", "model", "-p", "x", "--nope"], "--nope"),
+        (["generate"], "MODEL"),
+        (["generate", "model"], "--prompt"),
+        (["generate", "model", "-p", "x", "-t", "hot"], "--temperature"),
+        (["generate", "model", "-p", "x", "-t", "-1"], "temperature is -1"),
+        (["eval", "model"], "--text"),
+        (["eval", "model", "--text", "x", "--rows", "0"], "--rows"),
+        (["inspect", "model", "--context", "0"], "--context"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(polybit_cli: Polybit, arguments: list[str], message: str) -> None:
+    result = polybit_cli(*arguments)
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert message in result.err
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FormatError("a tensor\nis wrong"), "error: a tensor is wrong\n"),
+        (FileNotFoundError(2, "No such file or directory", "x.txt"), "error: x.txt: No such file or directory\n"),
+        (MemoryError(), "error: out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "error: out of memory (CUDA out of memory)"),
+    ],
+)
+def test_errors_become_one_line(
+    polybit_cli: Polybit, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", broken)
+    result = polybit_cli("inspect", "model")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(line)
+    assert result.err.count("\n") == 1
+
+
+def test_a_bug_is_not_disguised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(main, "app", broken)
+    with pytest.raises(ZeroDivisionError):
+        main.run([])
+
+
+def test_the_program_prints_one_line_and_exits_with_two(tmp_path: Path) -> None:
+    with program("inspect", tmp_path) as started:
+        out, err = started.communicate(timeout=60)
+    assert (started.returncode, out) == (2, "")
+    assert err == f"error: {tmp_path} holds no config.json; give the folder of a Hugging Face or EXL2 model\n"
+
+
+def test_ctrl_c_leaves_with_130_and_no_traceback(model_folder: Path) -> None:
+    with program("chat", model_folder, "--device", "cpu") as started:
+        wait_for(started, "/clear forgets")
+        started.send_signal(signal.SIGINT)
+        _, err = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert "Traceback" not in err
+    assert err.endswith("interrupted\n")
+
+
+def test_a_reader_that_leaves_early_is_no_error(model_folder: Path) -> None:
+    with program("-q", "generate", model_folder, "-p", "x", "--ignore-eos", "--device", "cpu") as started:
+        assert started.stdout is not None
+        assert started.stderr is not None
+        started.stdout.read(1)
+        started.stdout.close()
+        assert started.stderr.read() == ""
