@@ -11,7 +11,7 @@ from polybit.spec import Linear, Source
 def read_dense(checkpoint: Checkpoint, linear: Linear) -> tuple[Tensor, Tensor | None]:
     """weight [N, K] and bias [N] or None, both as stored (float16, bfloat16 or float32).
 
-    Where the tensor that `linear.source` names is not there, `{linear.key}.weight` is read: the folder is split already.
+    Where the tensor that `linear.source` names is not there, `{linear.key}.weight` is read: a folder split already.
     FormatError: missing, of another type or shape, or a bias where the model has none or the other way round.
     """
     source = linear.source
