@@ -11,6 +11,7 @@ from polybit.spec import Model, ParallelBlock
 FIXED = {
     "order_of_interleaved_layers": "local_attn_first",
     "position_embedding_type": "rope_gptj",
+    "rotary_pct": 1.0,
     "use_embedding_sharing": True,
     "use_gated_activation": True,
     "use_parallel_block": True,

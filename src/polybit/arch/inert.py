@@ -4,8 +4,8 @@ _BY_REASON = {
     "names and bookkeeping": """
         _name_or_path name_or_path architectures auto_map model_type transformers_version transformers.js_config
         torch_dtype dtype tokenizer_class is_llama_config is_composition unsloth_fixed unsloth_version finetuning_task
-        task_specific_params prefix quantization_config _commit_hash _attn_implementation attn_implementation
-        _attn_implementation_autoset cache_implementation base_model_tp_plan""",
+        task_specific_params prefix quantization_config ignore_index _commit_hash _attn_implementation
+        attn_implementation _attn_implementation_autoset cache_implementation base_model_tp_plan""",
     "token ids, which the tokenizer and the generation settings carry": """
         bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id forced_bos_token_id
         forced_eos_token_id bos_token eos_token pad_token suppress_tokens begin_suppress_tokens bad_words_ids""",

@@ -45,7 +45,7 @@ def read_rope(
     base = (given or cfg).real("rope_theta", default=theta)
     if base <= 1:
         raise (given or cfg).error("rope_theta", base, "a number above 1")
-    dim = int(head_dim * (given or cfg).real("partial_rotary_factor", "rotary_pct", default=partial))
+    dim = int(head_dim * (given or cfg).real("partial_rotary_factor", default=partial))
     if dim % 2 or not 0 < dim <= head_dim:
         raise cfg.error("partial_rotary_factor", dim / head_dim, f"to rotate an even part of {head_dim} features")
     scaling = given or cfg.optional_child("rope_scaling")
@@ -70,7 +70,7 @@ def _scaling(cfg: HFConfig, given: HFConfig, dim: int) -> RopeScaling:
         case "linear":
             return LinearScaling(given.real("factor"))
         case "dynamic":
-            return DynamicNtkScaling(given.real("factor"), _original_length(cfg, given))
+            return DynamicNtkScaling(given.real("factor"), _length(cfg))
         case "llama3":
             low, high = given.real("low_freq_factor"), given.real("high_freq_factor")
             if low == high:
@@ -122,15 +122,16 @@ def _longrope(cfg: HFConfig, given: HFConfig, dim: int) -> LongRopeScaling:
 
 def _original_length(cfg: HFConfig, given: HFConfig) -> int:
     """Tokens of context that the model was trained on; Phi-3 keeps it beside the scaling, others inside."""
-    for place in (cfg, given):
-        length = place.optional_count("original_max_position_embeddings")
-        if length is not None:
-            return length
-    return cfg.count("max_position_embeddings", "max_seq_len")
+    beside, inside = (place.optional_count("original_max_position_embeddings") for place in (cfg, given))
+    return beside or inside or _length(cfg)
 
 
 def _extension(cfg: HFConfig, original: int) -> float:
-    return cfg.count("max_position_embeddings", "max_seq_len") / original
+    return _length(cfg) / original
+
+
+def _length(cfg: HFConfig) -> int:
+    return cfg.count("max_position_embeddings", "max_seq_len")
 
 
 # ---- overrides

@@ -16,6 +16,7 @@ def block(cfg: HFConfig, layer: int) -> SequentialBlock:
     at, shape, bias = f"model.layers.{layer}", head_shape(cfg), cfg.flag("use_bias", default=True)
     cfg.only("norm_type", "layer_norm")
     cfg.only("mlp_type", "default")
+    cfg.only("scale_attn_weights", True)
     width, act = cfg.count("intermediate_size"), activation(cfg, default="gelu_pytorch_tanh")
     attn = attention(f"{at}.self_attn", shape, read_rope(cfg, shape.dim), bias, bias)
     return SequentialBlock(
