@@ -21,8 +21,8 @@ INTRODUCTION = """# Commands and options
 Written by `docs/write_cli.py` from the commands themselves; `polybit COMMAND --help` says the same in the terminal.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 a mistake that one line on stderr explains, 130
-interrupted. Two environment variables are read: `POLYBIT_DEVICE` (the device where none is named) and `POLYBIT_CACHE` (the
-folder for downloads).
+interrupted. Two environment variables are read: `POLYBIT_DEVICE` (the device where none is named) and `POLYBIT_CACHE`
+(the folder for downloads).
 """
 
 
@@ -37,10 +37,12 @@ def page() -> str:
 def section(title: str, command: Any) -> Iterator[str]:
     """One command: how it is called, what it does, and a table for each panel of options."""
     arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-    options = [parameter for parameter in command.params if parameter.param_type_name == "option" and not parameter.hidden]
+    options = [
+        parameter for parameter in command.params if parameter.param_type_name == "option" and not parameter.hidden
+    ]
     yield f"## {title}\n"
-    words = [argument.metavar or argument.name for argument in arguments]
-    yield f"```\n{' '.join([title, *words, '[OPTIONS]', *(['COMMAND'] if hasattr(command, 'commands') else [])])}\n```\n"
+    words = [title, *(argument.metavar or argument.name for argument in arguments), "[OPTIONS]"]
+    yield f"```\n{' '.join(words + ['COMMAND'] * hasattr(command, 'commands'))}\n```\n"
     yield f"{clean(command.help)}\n"
     if arguments:
         yield table("argument", [(argument.metavar or argument.name, "", argument.help) for argument in arguments])
