@@ -21,7 +21,7 @@ from polybit.modules.step import Step, whole_rows
 
 PROMPT = 40  # tokens; several windows long
 NEW_TOKENS = 12
-LOGIT_ERROR = 1e-4  # relative, Frobenius
+LOGIT_ERROR = 1e-5  # relative, Frobenius; a wrong GELU or epsilon is three times that
 
 CASES = {name: Variant(name) for name in RECIPES} | VARIANTS
 
@@ -47,7 +47,7 @@ def test_every_registered_architecture_has_a_tiny_model() -> None:
 
 def test_the_spec_names_every_tensor_on_disk_and_no_other(pair: Pair) -> None:
     checkpoint, model = pair.source.checkpoint, pair.source.spec
-    on_disk = {n: checkpoint.shape(n) for n in checkpoint.names() if not n.startswith(model.companions or ("\0",))}
+    on_disk = {n: checkpoint.shape(n) for n in checkpoint.names() if not n.startswith(model.companions)}
     named = named_shapes(model)
     if model.head.tied and "lm_head.weight" not in on_disk:
         named = {name: shape for name, shape in named.items() if not name.endswith("lm_head.weight")}

@@ -58,6 +58,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _with_options(model: spec.Model, options: LoadOptions) -> spec.Model:
+    model = arch.with_rope_override(model, options.rope_scale, options.rope_alpha, options.rope_yarn)
     if options.max_seq_len is not None:
         if options.max_seq_len < 1:
             raise ConfigError(f"max_seq_len is {options.max_seq_len}, expected at least 1")
@@ -67,7 +68,7 @@ def _with_options(model: spec.Model, options: LoadOptions) -> spec.Model:
                 "learned positions; ask for no more"
             )
         model = replace(model, max_seq_len=options.max_seq_len)
-    return arch.with_rope_override(model, options.rope_scale, options.rope_alpha, options.rope_yarn)
+    return model
 
 
 def check_complete(model: spec.Model, checkpoint: Checkpoint) -> None:
@@ -84,13 +85,15 @@ def check_complete(model: spec.Model, checkpoint: Checkpoint) -> None:
 
 
 def _tell_unread(model: spec.Model, checkpoint: Checkpoint) -> None:
-    """Say which tensors of the folder the text model has no use for: another modality, or a damaged description."""
+    """Say which tensors of the folder the text model has no use for; a damaged description shows here."""
     keys = {key for linear in (*model.linears, model.head.linear) for key in _keys_of(linear)}
     names = set(vector_names(model))
     unread = sorted(
         name
         for name in checkpoint.names() - names
-        if name.rpartition(".")[0] not in keys and not name.endswith(DERIVED_TENSORS)
+        if name.rpartition(".")[0] not in keys
+        and not name.endswith(DERIVED_TENSORS)
+        and not name.startswith(model.companions)
     )
     if unread:
         log.warning("%s: %d tensors are not part of the text model and stay unread (the first is %s)",

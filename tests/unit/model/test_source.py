@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from polybit import spec
 from polybit.errors import ConfigError, FormatError
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
@@ -78,3 +79,11 @@ def test_an_unread_key_refuses_the_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**TINY_LLAMA, "attention_twist": 3}))
     with pytest.raises(ConfigError, match="attention_twist"):
         open_model(tmp_path)
+
+
+def test_yarn_stretches_the_trained_length_and_not_the_one_asked_for(tmp_path: Path) -> None:
+    source = open_model(write_random_model(tmp_path), LoadOptions(rope_yarn=4.0, max_seq_len=2048))
+    rope = source.spec.blocks[0].attn.rope
+    assert rope is not None
+    assert isinstance(rope.scaling, spec.YarnScaling)
+    assert (rope.scaling.original_length, source.spec.max_seq_len) == (512, 2048)
