@@ -1,8 +1,8 @@
 """Which option each part of a model gets, so that the whole stays within its bits and loses least.
 
-A multiple-choice knapsack: one option a slot (an attention, an MLP), the sum of costs at most the budget, the sum of losses
-least. Solved by dynamic programming over costs rounded up to a fine grid; the rounding's slack is then spent greedily. So it
-is deterministic, and provably no worse than the best answer for a budget smaller by one grid unit a slot.
+A multiple-choice knapsack: one option a slot (an attention, an MLP), the sum of costs at most the budget, the sum of
+losses least. Solved by dynamic programming over costs rounded up to a fine grid; the rounding's slack is then spent
+greedily. Deterministic, and provably no worse than the best answer for a budget smaller by one grid unit a slot.
 
 The loss of an option is the square of its measured relative error. Each part adds its own error to the residual stream;
 independent errors add in squares, and the divergence of the final distribution grows with the square of a small error.
@@ -29,20 +29,23 @@ class Choice:
 
 
 def allocate(slots: Sequence[Sequence[Choice]], bits: float, num_weights: int) -> list[int]:
-    """The index of each slot's option; the total cost is at most int(num_weights * bits).
+    """The index of each slot's option; the total cost is at most int(num_weights * bits). Raises as budget_of."""
+    budget = budget_of(slots, bits, num_weights)
+    unit = -(-sum(max(choice.cost for choice in slot) for slot in slots) // GRID)
+    return _fill(slots, _best_on_grid(slots, unit, budget // unit), budget)
 
-    Raises JobError where no combination, or every one, costs less than that.
-    """
+
+def budget_of(slots: Sequence[Sequence[Choice]], bits: float, num_weights: int) -> int:
+    """Bits in all. JobError where no combination, or every one, costs less than that."""
     budget = int(num_weights * bits)
-    lowest, highest = (sum(pick(c.cost for c in slot) for slot in slots) for pick in (min, max))
+    lowest, highest = (sum(pick(choice.cost for choice in slot) for slot in slots) for pick in (min, max))
     if not lowest <= budget <= highest:
         reach = f"{-(-lowest * 1000 // num_weights) / 1000} to {highest * 1000 // num_weights / 1000}"
         raise JobError(
-            f"{bits:g} bits per weight cannot be reached: the measured options span {reach} bits per weight for this model; "
+            f"{bits:g} bits per weight cannot be reached: the options span {reach} bits per weight for this model; "
             "ask for a number in between"
         )
-    unit = -(-highest // GRID)
-    return _fill(slots, _best_on_grid(slots, unit, budget // unit), budget)
+    return budget
 
 
 def _best_on_grid(slots: Sequence[Sequence[Choice]], unit: int, cells: int) -> list[int]:

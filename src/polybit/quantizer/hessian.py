@@ -13,28 +13,23 @@ MAX_ATTEMPTS = 10
 
 
 class Hessian:
-    """Sum of X^T X over calibration rows, in fp32."""
+    """Sum of X^T X over tokens, in fp32."""
 
     def __init__(self, features: int, device: torch.device) -> None:
         self._sum = torch.zeros(features, features, dtype=torch.float32, device=device)
-        self._num_rows = 0
+        self.num_tokens = 0
 
-    def add(self, x: Tensor, num_rows: int = 1) -> None:
-        """x [T, K]: the tokens of `num_rows` calibration rows."""
+    def add(self, x: Tensor) -> None:
+        """x [T, K]"""
         x = x.float()
         self._sum.addmm_(x.T, x)
-        self._num_rows += num_rows
+        self.num_tokens += len(x)
 
-    @property
-    def is_empty(self) -> bool:
-        """True of an expert that no token was routed to."""
-        return self._num_rows == 0
-
-    def mean(self) -> Tensor:
-        """[K, K], the sum over the number of rows (not tokens); the identity where there was no row."""
-        if self.is_empty:
+    def mean(self, num_rows: int) -> Tensor:
+        """[K, K], the sum over the number of calibration rows (not tokens); the identity where no token was seen."""
+        if self.num_tokens == 0:
             return torch.eye(len(self._sum), device=self._sum.device)
-        return self._sum / self._num_rows
+        return self._sum / num_rows
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ def test_mean_is_over_rows_not_tokens() -> None:
     found, x = Hessian(2, torch.device("cpu")), torch.tensor([[1.0, 2.0], [3.0, 4.0], [0.0, 1.0], [1.0, 0.0]])
     found.add(x[:2])
     found.add(x[2:])
-    assert torch.equal(found.mean(), torch.tensor([[11.0, 14.0], [14.0, 21.0]]) / 2)
+    assert torch.equal(found.mean(num_rows=2), torch.tensor([[11.0, 14.0], [14.0, 21.0]]) / 2)
 
 
-def test_without_rows_it_is_the_identity() -> None:
+def test_without_tokens_it_is_the_identity() -> None:
     found = Hessian(3, torch.device("cpu"))
-    assert found.is_empty
-    assert torch.equal(found.mean(), torch.eye(3))
+    assert torch.equal(found.mean(num_rows=2), torch.eye(3))
 
 
 def test_order_is_by_descending_diagonal() -> None:

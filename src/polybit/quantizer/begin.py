@@ -1,0 +1,129 @@
+"""Before a conversion starts: what would make it fail late is refused now, and the job's folder is set up or found."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from polybit.errors import FormatError, JobError, UnsupportedModel
+from polybit.format.exl2 import storage_bits
+from polybit.model.source import ModelSource
+from polybit.quantizer.allocate import Choice, budget_of
+from polybit.quantizer.calibration import Calibration, Shape, read_calibration
+from polybit.quantizer.candidates import HEAD_SETS
+from polybit.quantizer.job import Job, Progress
+from polybit.quantizer.measurement import read_measurement, write_measurement
+from polybit.quantizer.options import ConvertOptions
+from polybit.quantizer.slots import slots_of
+from polybit.text.tokenizer import Tokenizer
+
+WORK_FOLDER = ".polybit-job"
+HEADER_BYTES = 1 << 16
+
+# Options that change what a job computes; the others may differ when it is resumed.
+IDENTITY = (
+    *("bits", "head_bits", "method", "calibration", "rows", "length", "measure_rows", "measure_length"),
+    *("measurement", "rope_scale", "rope_alpha"),
+)
+
+
+def check_source(source: ModelSource, options: ConvertOptions) -> None:
+    """FormatError, UnsupportedModel or JobError for a model that cannot be converted as asked."""
+    for linear in (*source.spec.linears, source.spec.head.linear):
+        kind = source.checkpoint.kind(linear.key)
+        if kind in ("exl2", "gptq"):
+            raise FormatError(
+                f"{linear.key} in {source.folder} is quantized already ({kind}), expected plain weights; "
+                "convert the original model instead"
+            )
+        if linear.in_features % 32:
+            raise UnsupportedModel(
+                f"{linear.key} has {linear.in_features} input features, but EXL2 needs a multiple of 32; "
+                "this model cannot be converted"
+            )
+    if options.measurement is None:
+        slots = [slot for block in source.spec.blocks for slot in slots_of(block)]
+        choices = [[Choice(slot.num_bits(option), 0.0) for option in slot.options] for slot in slots]
+        budget_of(choices, options.bits, sum(slot.num_weights for slot in slots))
+
+
+def open_job(source: ModelSource, out: Path, options: ConvertOptions) -> Job:
+    """The job of an earlier run, or a new one with its calibration tokens kept."""
+    folder = (options.work_dir or out / WORK_FOLDER).expanduser()
+    identity = dict(_identity(source, options))
+    if Job.exists(folder) and options.resume:
+        return Job.resume(folder, identity)
+    _claim(folder, out)
+    _check_disk(source, folder, options)
+    calibration = _calibrate(source, options)
+    measurement = None if options.measurement is None else read_measurement(options.measurement, source.spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    job = Job(folder, identity)
+    job.keep_tensors("tokens", {"tokens": calibration.tokens})
+    job.keep_json("calibration", calibration.record)
+    if measurement is not None:
+        write_measurement(folder / "measurement.json", source.spec, measurement)
+    job.save(Progress("measure" if measurement is None else "quantize"))
+    return job
+
+
+def _identity(source: ModelSource, options: ConvertOptions) -> Iterator[tuple[str, Any]]:
+    """A fingerprint of the model (its config, and size and header of each weight file), and the options that count."""
+    digest = hashlib.sha256((source.folder / "config.json").read_bytes())
+    for path in sorted(source.folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(HEADER_BYTES))
+    yield "model", digest.hexdigest()
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    for name in IDENTITY:
+        yield name, str(values[name]) if isinstance(values[name], Path) else values[name]
+
+
+def _claim(folder: Path, out: Path) -> None:
+    """Make sure that nothing of the user's is in the way; leftovers of a job are deleted."""
+    if Job.exists(folder) or folder.name == WORK_FOLDER:
+        shutil.rmtree(folder, ignore_errors=True)
+    for taken in (folder, out):
+        if taken.exists() and not taken.is_dir():
+            raise JobError(f"{taken} is a file, expected a new folder's name; give another one")
+        found = sorted(taken.iterdir()) if taken.exists() else []
+        if found:
+            raise JobError(
+                f"{taken} is not empty (it holds {found[0].name}) and is no unfinished conversion; "
+                "give a new folder, or empty this one"
+            )
+
+
+def _check_disk(source: ModelSource, folder: Path, options: ConvertOptions) -> None:
+    """Every quantized tensor lies on the disk twice for a moment: in the job's folder and in the result."""
+    model, head = source.spec, source.spec.head.linear
+    weights = sum(linear.in_features * linear.padded_out_features for linear in model.linears) * options.bits / 8
+    head_bytes = (
+        storage_bits(HEAD_SETS[options.head_bits].layout(head.in_features), head.padded_out_features, False) / 8
+    )
+    embedding = 2 * model.embedding.num_rows * model.embedding.width
+    states = 8 * max(options.rows * options.length, options.measure_rows * options.measure_length) * model.hidden_size
+    needed = 2 * (weights + head_bytes) + embedding + states
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise JobError(
+            f"{folder} is on a disk with {free / 1e9:.2f} GB free, but converting needs about {needed / 1e9:.2f} GB; "
+            "free some space or choose another disk"
+        )
+
+
+def _calibrate(source: ModelSource, options: ConvertOptions) -> Calibration:
+    """Tokens for both passes, no longer than the model's context."""
+    model, tokenizer = source.spec, Tokenizer.open(source.folder)
+    starts_with_bos = model.needs_bos or tokenizer.adds_bos
+    shape = Shape(
+        rows=max(options.rows, options.measure_rows),
+        length=min(max(options.length, options.measure_length), model.max_seq_len),
+        vocab_size=model.embedding.num_rows,
+        bos=tokenizer.bos_id if starts_with_bos else None,
+    )
+    return read_calibration(options.calibration, shape, lambda text: tokenizer.encode(text, parse_special=False))

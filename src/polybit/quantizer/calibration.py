@@ -1,0 +1,117 @@
+"""The tokens that a conversion calibrates on: rows of equal length out of text, and a record of their origin."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polybit.errors import CalibrationError
+from polybit.quantizer import corpus, datasets
+
+Encode = Callable[[str], list[int]]
+
+DEFAULT_NAME = "(default)"
+RANDOM_SHARE = 16  # one row in so many of the default text is uniformly random tokens
+MAX_DOCUMENT_TOKENS = 1024  # of one document of the default text, so that no single one dominates
+ENCODE_BLOCK = 1 << 16  # characters encoded at once: a long text is tokenized only as far as it is needed
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How much text is wanted, and what rows must look like."""
+
+    rows: int
+    length: int
+    vocab_size: int  # ids beyond it become 0
+    bos: int | None = None  # first token of each row
+
+
+@dataclass(frozen=True)
+class Calibration:
+    tokens: Tensor  # [rows, length] int64
+    record: dict[str, Any]  # for config.json: dataset, tokens by source, SHA-256 of the tokens
+
+    def sample(self, rows: int, length: int) -> Tensor:
+        """[rows, length]: rows spread evenly over all, so that every kind of text is among them."""
+        picked = torch.arange(rows) * len(self.tokens) // rows
+        return self.tokens[picked, :length]
+
+
+def read_calibration(dataset: str | None, shape: Shape, encode: Encode) -> Calibration:
+    """Rows from `dataset` (see datasets.documents), or from the machine's own text where it is None.
+
+    CalibrationError: not found, unreadable, or too little text.
+    """
+    if dataset is None:
+        return _finish(*_default_rows(shape, encode), DEFAULT_NAME, shape)
+    needed = shape.rows * _text_length(shape)
+    stream = _take(datasets.documents(dataset), needed, encode)
+    if len(stream) < needed:
+        raise _too_little(dataset, len(stream), shape)
+    return _finish(stream, {dataset: needed}, 0, dataset, shape)
+
+
+def _default_rows(shape: Shape, encode: Encode) -> tuple[list[int], dict[str, int], int]:
+    """Token stream, tokens by source, number of random rows."""
+    random_rows = shape.rows // RANDOM_SHARE
+    needed = (shape.rows - random_rows) * _text_length(shape)
+    stream, composition = list[int](), dict[str, int]()
+    weights_left = sum(weight for weight, _ in corpus.SOURCES.values())
+    for name, (weight, source) in corpus.SOURCES.items():
+        wanted = -(-(needed - len(stream)) * weight // weights_left)
+        taken = _take(corpus.documents(source), wanted, encode, MAX_DOCUMENT_TOKENS)
+        stream += taken
+        composition[name] = len(taken)
+        weights_left -= weight
+    if len(stream) < needed:
+        raise _too_little("the Python installation and its packages", len(stream), shape)
+    return stream, composition, random_rows
+
+
+def _take(documents: Iterator[str], needed: int, encode: Encode, at_most: int | None = None) -> list[int]:
+    """The first `needed` tokens of the documents, `at_most` of each."""
+    stream = list[int]()
+    for document in documents:
+        for start in range(0, len(document), ENCODE_BLOCK):
+            if len(stream) >= needed:
+                return stream[:needed]
+            stream += encode(document[start : start + ENCODE_BLOCK])[:at_most]
+            if at_most is not None:
+                break
+    return stream[:needed]
+
+
+def _finish(
+    stream: list[int], composition: dict[str, int], random_rows: int, dataset: str, shape: Shape
+) -> Calibration:
+    width = _text_length(shape)
+    rows = torch.tensor(stream, dtype=torch.int64).view(-1, width)
+    if random_rows:
+        made = torch.randint(shape.vocab_size, (random_rows, width), generator=torch.Generator().manual_seed(0))
+        rows = torch.cat([rows, made])
+        composition = composition | {"random tokens": made.numel()}
+    rows = rows.where(rows < shape.vocab_size, 0)
+    if shape.bos is not None:
+        rows = torch.nn.functional.pad(rows, (1, 0), value=shape.bos)
+    record = {
+        "rows": shape.rows,
+        "length": shape.length,
+        "dataset": dataset.rstrip("/").rpartition("/")[2] or dataset,
+        "tokens_by_source": composition,
+        "sha256": hashlib.sha256(rows.numpy().astype("<i8").tobytes()).hexdigest(),
+    }
+    return Calibration(rows, record)
+
+
+def _text_length(shape: Shape) -> int:
+    return shape.length - (shape.bos is not None)
+
+
+def _too_little(what: str, found: int, shape: Shape) -> CalibrationError:
+    return CalibrationError(
+        f"calibration text {what} has {found} tokens, but {shape.rows} rows of {shape.length} tokens need "
+        f"{shape.rows * _text_length(shape)}; give more text, or ask for fewer or shorter rows"
+    )

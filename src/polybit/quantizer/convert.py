@@ -1,0 +1,202 @@
+"""`convert`: a model folder in, an EXL2 folder out. It resumes where an interrupted run of the same job stopped."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from polybit.format.files import replacing
+from polybit.kernels.registry import get_backend
+from polybit.kernels.rounding import choose_rounding
+from polybit.model.device import choose_device, describe
+from polybit.model.options import LoadOptions
+from polybit.model.source import ModelSource, open_model
+from polybit.modules.rope import rope_tables
+from polybit.quantizer.allocate import Choice, allocate
+from polybit.quantizer.begin import check_source, open_job
+from polybit.quantizer.calibration import Calibration
+from polybit.quantizer.job import Job
+from polybit.quantizer.measurement import option_json, read_measurement, read_option, write_measurement
+from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
+from polybit.quantizer.output import write_model
+from polybit.quantizer.passes import Workbench, measure_layer, quantize_head, quantize_layer
+from polybit.quantizer.slots import Slot, slots_of
+
+__all__ = ["ConvertOptions", "ConvertProgress", "ConvertResult", "Report", "convert"]
+
+log = logging.getLogger(__name__)
+
+SHARES = {"measure": 0.55, "quantize": 0.38, "head": 0.04, "write": 0.03}  # of a whole job's time, roughly
+
+
+def convert(
+    source_folder: Path | str, out_folder: Path | str, options: ConvertOptions, progress: Report | None = None
+) -> ConvertResult:
+    """Convert the unquantized model in `source_folder` to EXL2 in `out_folder`, which must be new or this job's own.
+
+    Raises ConfigError, FormatError, CalibrationError or JobError; what was done by then is kept for another run.
+    """
+    check_options(options)
+    load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
+    source = open_model(Path(source_folder), load_options)
+    check_source(source, options)
+    with torch.inference_mode():
+        job = open_job(source, Path(out_folder).expanduser(), options)
+        return Conversion(source, Path(out_folder).expanduser(), options, job, progress or (lambda _: None)).run()
+
+
+@dataclass
+class Conversion:
+    """The stages of one job, in order. Each starts from what the job's folder holds."""
+
+    source: ModelSource
+    out: Path
+    options: ConvertOptions
+    job: Job
+    report: Report
+    errors: dict[str, float] = field(default_factory=dict)
+    bits: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> ConvertResult:
+        stages: dict[str, Callable[[], None]] = {
+            "measure": self.measure,
+            "quantize": self.quantize,
+            "head": self.quantize_head,
+            "write": self.write,
+        }
+        done = self.job.progress.stage
+        for stage, run in list(stages.items())[list(stages).index(done) :]:
+            started = time.monotonic()
+            run()
+            self.seconds[stage] = time.monotonic() - started
+            log.info("%s: %.1f s", stage, self.seconds[stage])
+            if self.options.measure_only:
+                break
+        return ConvertResult(
+            folder=self.out,
+            bits=self.bits,
+            errors=self.errors,
+            measurement=self.out / "measurement.json",
+            rounding=self.bench.rounding.NAME,
+            device=describe(self.bench.device),
+            seconds=self.seconds,
+        )
+
+    # ---- stages
+
+    def measure(self) -> None:
+        def step(layer: int, x: Tensor) -> Tensor:
+            x, measured = measure_layer(self.bench, layer, x)
+            pairs = zip(self.slots[2 * layer :], measured, strict=False)
+            self.job.keep_json(_layer_name("measure", layer), [[option_json(o, slot) for o in m] for slot, m in pairs])
+            self.tell("measure", layer + 1)
+            return x
+
+        options = self.options
+        tokens = self.calibration.sample(options.measure_rows, options.measure_length)
+        self.job.through_layers("measure", self.num_layers, lambda: self.bench.embed(tokens), step)
+        kept = [
+            entry for layer in range(self.num_layers) for entry in self.job.kept_json(_layer_name("measure", layer))
+        ]
+        measurement = [
+            [read_option(option, slot, slot.name) for option in entry]
+            for slot, entry in zip(self.slots, kept, strict=True)
+        ]
+        write_measurement(self.measurement_file, self.source.spec, measurement)
+        self.save_measurement()
+        self.job.next_stage()
+
+    def quantize(self) -> None:
+        measurement = read_measurement(self.measurement_file, self.source.spec)
+        choices = [[Choice(o.num_bits, (1 - o.accuracy) ** 2) for o in options] for options in measurement]
+        picked = allocate(choices, self.options.bits, self.num_weights)
+        chosen = [options[i] for options, i in zip(measurement, picked, strict=True)]
+        self.bits = sum(option.num_bits for option in chosen) / self.num_weights
+        log.info("allocated %.4f bits per weight of %g", self.bits, self.options.bits)
+
+        def step(layer: int, x: Tensor) -> Tensor:
+            pair = [option.sets for option in chosen[2 * layer : 2 * layer + 2]]
+            x, errors = quantize_layer(self.bench, self.job, layer, x, pair)
+            self.job.keep_json(_layer_name("quantize", layer), errors)
+            self.tell("quantize", layer + 1)
+            return x
+
+        rows, length = self.options.rows, self.options.length
+        tokens = self.calibration.tokens[:rows, :length]
+        self.job.through_layers("quantize", self.num_layers, lambda: self.bench.embed(tokens), step)
+        self.job.next_stage()
+
+    def quantize_head(self) -> None:
+        states = self.job.last_states("quantize", self.num_layers)
+        quantize_head(self.bench, self.job, states, self.options.head_bits)
+        self.tell("head", self.num_layers)
+        self.job.next_stage()
+
+    def write(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        options, shard_bytes = self.options, (self.options.shard_mb or 1 << 30) << 20
+        for layer in range(self.num_layers):
+            self.errors |= self.job.kept_json(_layer_name("quantize", layer))
+        _copy(self.measurement_file, self.out / "measurement.json")
+        record = self.calibration.record
+        write_model(self.source, self.job, self.out, shard_bytes, options.bits, options.head_bits, record)
+        open_model(self.out)
+        self.tell("write", self.num_layers)
+        self.job.delete()
+
+    # ---- what they share
+
+    @cached_property
+    def bench(self) -> Workbench:
+        device = choose_device(self.options.device)
+        ropes = rope_tables(self.calibration.tokens.shape[1], device)
+        return Workbench(self.source, ropes, get_backend(None), choose_rounding(device), device)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        return Calibration(self.job.kept_tensors("tokens")["tokens"], self.job.kept_json("calibration"))
+
+    @cached_property
+    def slots(self) -> list[Slot]:
+        return [slot for block in self.source.spec.blocks for slot in slots_of(block)]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.source.spec.blocks)
+
+    @cached_property
+    def num_weights(self) -> int:
+        return sum(slot.num_weights for slot in self.slots)
+
+    @property
+    def measurement_file(self) -> Path:
+        return self.job.folder / "measurement.json"
+
+    def save_measurement(self) -> None:
+        wanted = self.options.save_measurement
+        if wanted is not None:
+            _copy(self.measurement_file, wanted / "measurement.json" if wanted.is_dir() else wanted)
+
+    def tell(self, stage: str, layer: int) -> None:
+        runs = [name for name in SHARES if name != "measure" or self.options.measurement is None]
+        whole = sum(SHARES[name] for name in runs)
+        before = sum(SHARES[name] for name in runs[: runs.index(stage)])
+        share = SHARES[stage] * layer / self.num_layers
+        self.report(ConvertProgress(stage, layer, self.num_layers, (before + share) / whole))
+
+
+def _layer_name(stage: str, layer: int) -> str:
+    return f"{stage}/{layer:05}"
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)

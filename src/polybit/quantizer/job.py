@@ -1,0 +1,147 @@
+"""A conversion's working folder: what is done so far, kept so that a kill at any moment loses a minute, not more.
+
+`job.json` is the only thing that counts. Every other file is written whole before job.json speaks of it, under a name
+that tells its stage and layer, so an interrupted write leaves the last state that job.json describes intact.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from polybit.errors import JobError
+from polybit.format.files import atomic_write_json, replacing
+
+VERSION = 1
+STAGES = ("measure", "quantize", "head", "write")
+CHECKPOINT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a job is."""
+
+    stage: str = STAGES[0]
+    layer: int = 0  # layers of this stage that are done
+
+
+@dataclass
+class Job:
+    """`identity` says which model and options the job is about; a job with another identity is never continued."""
+
+    folder: Path
+    identity: Mapping[str, Any]
+    progress: Progress = field(default_factory=Progress)
+    saved_at: float = field(default_factory=time.monotonic)
+
+    # ---- beginning and continuing
+
+    @classmethod
+    def exists(cls, folder: Path) -> bool:
+        return (folder / "job.json").exists()
+
+    @classmethod
+    def resume(cls, folder: Path, identity: Mapping[str, Any]) -> "Job":
+        """JobError: corrupt, or about something else."""
+        path = folder / "job.json"
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            progress, version, found = Progress(**state["progress"]), state["version"], dict(state["identity"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise corrupt(path) from None
+        if version != VERSION or progress.stage not in STAGES or not isinstance(progress.layer, int):
+            raise corrupt(path)
+        for key, wanted in identity.items():
+            if found.get(key) != wanted:
+                raise JobError(
+                    f"{path} belongs to a job with {key} {found.get(key)!r}, not {wanted!r}; finish it as begun, "
+                    "take another folder, or start over with resume switched off"
+                )
+        return cls(folder, identity, progress)
+
+    def save(self, progress: Progress) -> None:
+        """From here on a resumed job starts at `progress`."""
+        self.progress = progress
+        state = {"version": VERSION, "identity": dict(self.identity), "progress": asdict(progress)}
+        atomic_write_json(self.folder / "job.json", state)
+        self.saved_at = time.monotonic()
+
+    # ---- what the stages keep
+
+    def keep_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        path = self.folder / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, temporary)
+
+    def kept_tensors(self, name: str) -> dict[str, Tensor]:
+        """JobError where they are not there or damaged."""
+        path = self.folder / f"{name}.safetensors"
+        try:
+            return {key: tensor.clone() for key, tensor in load_file(path).items()}
+        except (OSError, SafetensorError):
+            raise corrupt(path) from None
+
+    def keep_json(self, name: str, value: Any) -> None:
+        path = self.folder / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(path, value)
+
+    def kept_json(self, name: str) -> Any:
+        path = self.folder / f"{name}.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            raise corrupt(path) from None
+
+    # ---- running through the layers
+
+    def through_layers(
+        self, stage: str, count: int, start: Callable[[], Tensor], step: Callable[[int, Tensor], Tensor]
+    ) -> Tensor:
+        """Run `step` on the states of every layer that is not done yet, saving them now and then; the last states.
+
+        `start` makes the states [R, L, E] before layer 0.
+        """
+        first = self.progress.layer if self.progress.stage == stage else 0
+        states = start() if first == 0 else self.kept_tensors(_states_name(stage, first))["states"]
+        for layer in range(first, count):
+            states = step(layer, states)
+            done = layer + 1
+            if done == count or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
+                self.keep_tensors(_states_name(stage, done), {"states": states})
+                self.save(Progress(stage, done))
+                self._drop_states_except(stage, done)
+        return states
+
+    def last_states(self, stage: str, count: int) -> Tensor:
+        """The states after all layers of a finished stage."""
+        return self.kept_tensors(_states_name(stage, count))["states"]
+
+    def _drop_states_except(self, stage: str, layer: int) -> None:
+        kept = f"{_states_name(stage, layer)}.safetensors"
+        for path in self.folder.glob("states-*.safetensors"):
+            if path.name != kept:
+                path.unlink()
+
+    def next_stage(self) -> None:
+        self.save(replace(self.progress, stage=STAGES[STAGES.index(self.progress.stage) + 1], layer=0))
+
+    def delete(self) -> None:
+        (self.folder / "job.json").unlink()  # first: what is left of a killed deletion is no job any more
+        shutil.rmtree(self.folder)
+
+
+def corrupt(path: Path) -> JobError:
+    return JobError(f"{path} is damaged or missing; start over with resume switched off")
+
+
+def _states_name(stage: str, layer: int) -> str:
+    return f"states-{stage}-{layer:05}"

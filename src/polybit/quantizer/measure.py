@@ -1,0 +1,51 @@
+"""What each option of a module would cost in accuracy: its matrices quantized, swapped in, and the module run again."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from polybit.errors import CalibrationError
+from polybit.kernels.rounding import Rounding
+from polybit.quantizer.candidates import Option, ParameterSet
+from polybit.quantizer.gptq import quantize
+from polybit.quantizer.part import Part, relative_error
+
+MIN_ACCURACY = 1e-6
+MIN_BEST_ACCURACY = 0.1
+JUDGED_STRIDE = 2  # options run on every second row: Hessians need many tokens, a mean error does not
+
+
+@dataclass(frozen=True)
+class MeasuredOption:
+    accuracy: float  # 1 - the module's relative output error, residual included
+    num_bits: int
+    sets: Option
+
+
+def measure_part(part: Part, x: Tensor, rounding: Rounding) -> tuple[Tensor, list[MeasuredOption]]:
+    """x [R, L, E] -> the unquantized output, and every option of the part's slot in table order.
+
+    CalibrationError where even the best option is useless.
+    """
+    wanted, factors = part.run_and_factorize(x)
+    judged, judged_wanted = x[::JUDGED_STRIDE], wanted[::JUDGED_STRIDE]
+    slot, measured = part.slot, list[MeasuredOption]()
+    live: dict[tuple[str, ParameterSet], Tensor] = {}  # quantized weights that this or a later option uses
+    for i, option in enumerate(slot.options):
+        for role, linear in slot.linears:
+            probe, chosen = part.probes[linear.key], (linear.key, option[role])
+            if chosen not in live:
+                layout = option[role].layout(linear.in_features)
+                live[chosen] = quantize(probe.original, factors[linear.key], layout, rounding).dense
+            probe.weight = live[chosen]
+        accuracy = max(MIN_ACCURACY, 1 - relative_error(part(judged), judged_wanted))
+        measured.append(MeasuredOption(accuracy, slot.num_bits(option), option))
+        needed = {(linear.key, later[role]) for later in slot.options[i + 1 :] for role, linear in slot.linears}
+        live = {key: weight for key, weight in live.items() if key in needed}
+    best = max(option.accuracy for option in measured)
+    if best < MIN_BEST_ACCURACY:
+        raise CalibrationError(
+            f"{slot.name}: the best option keeps an accuracy of {best:.3f}, expected at least {MIN_BEST_ACCURACY}; "
+            "the source model may be damaged, check that it generates sense before converting"
+        )
+    return wanted, measured

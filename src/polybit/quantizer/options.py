@@ -1,0 +1,73 @@
+"""What a conversion is asked for, what it says on the way, and what it gives back."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from polybit.errors import JobError
+from polybit.quantizer.candidates import HEAD_SETS
+
+METHODS = ("gptq-v2",)
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Rows and lengths are of calibration text; more of it is slower and a little better."""
+
+    bits: float = 4.0  # average over the decoder's matrices, overheads included
+    head_bits: int = 6
+    calibration: str | None = None  # a txt, jsonl or parquet file, a folder, a Hub dataset; None: text of this machine
+    rows: int = 16
+    length: int = 512  # tokens a row
+    measure_rows: int = 4
+    measure_length: int = 512
+    method: str = "gptq-v2"
+    shard_mb: int = 8192
+    work_dir: Path | None = None  # None: a hidden folder inside the result; deleted at the end
+    measurement: Path | None = None  # of an earlier run on this model, instead of measuring
+    save_measurement: Path | None = None  # one more copy of the measurement
+    measure_only: bool = False
+    resume: bool = True  # continue an interrupted job; False: delete what it left
+    device: str | None = None
+    rope_scale: float | None = None
+    rope_alpha: float | None = None
+
+
+@dataclass(frozen=True)
+class ConvertProgress:
+    """`layer` of `num_layers` is done in this stage; `fraction` is of the whole job."""
+
+    stage: str
+    layer: int
+    num_layers: int
+    fraction: float
+
+
+Report = Callable[[ConvertProgress], None]
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """`errors`: relative output error of each attention and MLP, on the quantized outputs of the layers before it."""
+
+    folder: Path
+    bits: float  # reached, over the decoder's matrices; 0 where only measuring was asked for
+    errors: dict[str, float]
+    measurement: Path
+    rounding: str  # "numba" or "torch"
+    device: str
+    seconds: dict[str, float]  # by stage, of this run alone
+
+
+def check_options(options: ConvertOptions) -> None:
+    """JobError for a value that no job can have. Whether `bits` can be reached depends on the model."""
+    if not math.isfinite(options.bits) or options.bits <= 0:
+        raise JobError(f"bits is {options.bits}, expected a number of bits per weight such as 4.0")
+    if options.head_bits not in HEAD_SETS:
+        raise JobError(f"head_bits is {options.head_bits}, expected one of {', '.join(map(str, HEAD_SETS))}")
+    if options.method not in METHODS:
+        raise JobError(f"method {options.method!r} does not exist, expected one of {', '.join(METHODS)}")
+    for name, least in (("rows", 1), ("measure_rows", 1), ("length", 2), ("measure_length", 2), ("shard_mb", 0)):
+        if getattr(options, name) < least:
+            raise JobError(f"{name} is {getattr(options, name)}, expected at least {least}")

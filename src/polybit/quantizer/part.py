@@ -1,0 +1,123 @@
+"""A slot's module of one block, ready to run over calibration rows with its own or with quantized weights."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polybit import spec
+from polybit.errors import CalibrationError
+from polybit.kernels.protocol import Backend
+from polybit.model.source import ModelSource
+from polybit.modules.attention import RopeTables
+from polybit.modules.block import Layer, ParallelLayer, SequentialLayer, build_block
+from polybit.modules.step import KVStore, Step, whole_rows
+from polybit.quantizer.hessian import Factor, Hessian, factorize
+from polybit.quantizer.probe import Probe, ProbeWeights
+from polybit.quantizer.slots import Slot, slots_of
+
+log = logging.getLogger(__name__)
+
+TOKENS_AT_ONCE = 2048
+
+Forward = Callable[[Tensor, Step, KVStore], Tensor]  # [T, E] -> [T, E]
+Visit = Callable[["Part", Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    slot: Slot
+    probes: Mapping[str, Probe]  # by key
+    forward: Forward
+    device: torch.device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [R, L, E] -> [R, L, E], both on the CPU. CalibrationError where a result is not finite."""
+        out = torch.empty_like(x)
+        for rows, result in zip(_chunks(x), _chunks(out), strict=True):
+            step, store = whole_rows(rows.shape[0], rows.shape[1], self.device)
+            result.copy_(self.forward(rows.flatten(0, 1).to(self.device), step, store).view_as(rows))
+        if not out.isfinite().all():
+            raise CalibrationError(f"{self.slot.name} computes NaN or infinity; the model is damaged, fetch it again")
+        return out
+
+    def run_and_factorize(self, x: Tensor) -> tuple[Tensor, dict[str, Factor]]:
+        """The output for x [R, L, E], and the factor of each matrix's inputs by its key."""
+        with self._listening() as hessians:
+            out = self(x)
+        factors: dict[str, Factor] = {}
+        for heard, hessian in zip(self.slot.inputs, hessians, strict=True):
+            first = heard.linears[0].key
+            if hessian.num_tokens == 0:
+                log.warning("%s: no calibration token reached it, its weights are rounded without feedback", first)
+            factor = factorize(hessian.mean(len(x) * heard.num_passes), first)
+            factors |= {linear.key: factor for linear in heard.linears}
+        return out, factors
+
+    @contextmanager
+    def _listening(self) -> Iterator[list[Hessian]]:
+        hessians = [Hessian(heard.linears[0].in_features, self.device) for heard in self.slot.inputs]
+        listened = [
+            (self.probes[linear.key], hessian)
+            for heard, hessian in zip(self.slot.inputs, hessians, strict=True)
+            for linear in heard.heard
+        ]
+        for probe, hessian in listened:
+            probe.listener = hessian.add
+        yield hessians
+        for probe, _ in listened:
+            probe.listener = None
+
+
+@dataclass(frozen=True)
+class OpenBlock:
+    """Both parts of one block."""
+
+    attention: Part
+    mlp: Part
+    is_parallel: bool
+
+    def advance(self, x: Tensor, visit: Visit) -> Tensor:
+        """The block's output for x [R, L, E], where `visit` says what each part makes of its input."""
+        if self.is_parallel:
+            return x + visit(self.attention, x) + visit(self.mlp, x)
+        return visit(self.mlp, visit(self.attention, x))
+
+
+def open_block(source: ModelSource, index: int, ropes: RopeTables, backend: Backend, device: torch.device) -> OpenBlock:
+    """Read block `index` into memory."""
+    node = source.spec.blocks[index]
+    weights = ProbeWeights(source.checkpoint, device)
+    attend, feed = _forwards(build_block(node, 0, weights, backend, ropes))
+    attention, mlp = slots_of(node)
+    return OpenBlock(
+        Part(attention, weights.probes, attend, device),
+        Part(mlp, weights.probes, feed, device),
+        is_parallel=isinstance(node, spec.ParallelBlock),
+    )
+
+
+def _forwards(layer: Layer) -> tuple[Forward, Forward]:
+    """Attention and MLP as functions of their input; with the residual, except in parallel blocks."""
+    match layer:
+        case SequentialLayer(attn=attn, mlp=mlp):
+            return attn, lambda x, step, store: mlp(x)
+        case ParallelLayer(norm=norm, attn=parallel_attn, mlp=parallel_mlp):
+            return (
+                lambda x, step, store: parallel_attn(norm(x), step, store),
+                lambda x, step, store: parallel_mlp(norm(x)),
+            )
+
+
+def _chunks(x: Tensor) -> tuple[Tensor, ...]:
+    """Rows in portions of some thousand tokens: enough for the cores, little beside the weights."""
+    return torch.split(x, max(1, TOKENS_AT_ONCE // x.shape[1]))
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """Mean over rows of ||found - wanted|| / ||wanted||; both [R, L, E]."""
+    off = (found - wanted).flatten(1).norm(dim=1)
+    return float((off / wanted.flatten(1).norm(dim=1).clamp_min(1e-12)).mean())

@@ -1,0 +1,66 @@
+"""One block in memory with matrices whose weights can be swapped and whose inputs can be listened to."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from polybit import spec
+from polybit.errors import FormatError
+from polybit.format.checkpoint import Checkpoint
+from polybit.format.dense import read_dense
+
+Listener = Callable[[Tensor], None]
+
+
+class Probe:
+    """y = (x W + bias) * prescale. `weight` may be replaced; `original` stays; `listener` is told each input."""
+
+    def __init__(self, node: spec.Linear, original: Tensor, bias: Tensor | None) -> None:
+        self.node = node
+        self.original = original  # [K, N] fp32 of fp16 values
+        self.bias = bias  # [N] fp32 of fp16 values
+        self.weight = original
+        self.listener: Listener | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.listener is not None:
+            self.listener(x)
+        y = x @ self.weight
+        if self.bias is not None:
+            y += self.bias
+        return y if self.node.prescale == 1.0 else y * self.node.prescale
+
+
+class ProbeWeights:
+    """The `Weights` of a block as probes, rounded to fp16 as a conversion will store them, computing in fp32."""
+
+    dtype = torch.float32
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self._checkpoint = checkpoint
+        self._device = device
+        self.probes: dict[str, Probe] = {}
+
+    def linear(self, node: spec.Linear) -> Probe:
+        weight, bias = read_dense(self._checkpoint, node)
+        original = in_half(weight, f"{node.key}.weight").to(self._device).float().T.contiguous()
+        offset = None if bias is None else in_half(bias, f"{node.key}.bias").to(self._device).float()
+        self.probes[node.key] = Probe(node, original, offset)
+        return self.probes[node.key]
+
+    def vector(self, name: str) -> Tensor:
+        return in_half(self._checkpoint.tensor(name), name).to(self._device).float()
+
+
+def in_half(tensor: Tensor, name: str) -> Tensor:
+    """As fp16. FormatError where a value is not finite, or too large for it."""
+    if not tensor.isfinite().all():
+        raise FormatError(f"{name} holds NaN or infinity; the model is damaged, fetch it again")
+    half = tensor.half()
+    if not half.isfinite().all():
+        raise FormatError(
+            f"{name} holds {float(tensor.abs().max()):.4g}, but EXL2 keeps numbers as fp16, which end at 65504; "
+            "this model cannot be converted"
+        )
+    return half
