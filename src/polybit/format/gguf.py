@@ -214,7 +214,9 @@ def _write_index(folder: Path, paths: list[Path]) -> None:
 
 def _generation_config(header: Header, config: Config) -> Config:
     """Token ids; where the file names tokens that end a turn besides the one that ends a text, all of them end."""
-    ids: Config = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+    ids: Config = {
+        key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config[key] is not None
+    }
     keys = [f"tokenizer.ggml.{role}_token_id" for role in ("eos", "eot", "eom")]
     ends = list(dict.fromkeys(header.metadata.count(key) for key in keys if key in header.metadata))
     return ids | ({"eos_token_id": ends} if len(ends) > 1 else {})

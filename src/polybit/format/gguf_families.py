@@ -142,9 +142,10 @@ def _shared(settings: Settings) -> Config:
 
 
 def _token_ids(header: Header) -> Config:
+    """None where the file names none: a family's default would be an id of another vocabulary."""
     stored = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     keys = {name: f"tokenizer.ggml.{role}_token_id" for name, role in stored.items()}
-    return {name: header.metadata.count(key) for name, key in keys.items() if key in header.metadata}
+    return {name: header.metadata.count(key) if key in header.metadata else None for name, key in keys.items()}
 
 
 def _require(settings: Settings, name: str, expected: int) -> None:
