@@ -55,7 +55,7 @@ def test_the_numbers_of_the_config(tmp_path: Path) -> None:
 
 
 def test_rotated_pairs_come_apart_into_halves(tmp_path: Path) -> None:
-    """The file rotates neighbours (2i, 2i + 1), the folder's model rotates (i, i + D/2): both give the same products."""
+    """The file rotates neighbours (2i, 2i + 1), the folder's model (i, i + D/2): both give the same products."""
     case = make("llama")
     weight = exported(case, tmp_path).tensor(Q_PROJ).view(HEADS, HEAD_DIM, HIDDEN)
     stored = torch.from_numpy(case.tensors["blk.0.attn_q.weight"]).view(HEADS, HEAD_DIM, HIDDEN)
