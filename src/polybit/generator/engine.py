@@ -116,8 +116,12 @@ class Engine:
         try:
             while sequence.finish_reason is None:
                 (token,) = self._runner.run([Part(sequence, min(sequence.num_pending, CHUNK_TOKENS))])
-                if token is not None:
-                    yield sequence.accept(token)
+                if token is None:
+                    continue
+                piece = sequence.accept(token)
+                if sequence.finish_reason is not None:
+                    self._runner.release(sequence)  # nobody need come back after the last piece
+                yield piece
         finally:
             self._runner.release(sequence)
 

@@ -57,7 +57,7 @@ class Runner:
         return sampled
 
     def release(self, sequence: Sequence) -> None:
-        """Give the sequence's pages back."""
+        """Give the sequence's pages back; there may be none."""
         self.pool.free.give_back(sequence.pages)
         sequence.pages.clear()
 

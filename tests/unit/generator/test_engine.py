@@ -129,6 +129,13 @@ class TestStream:
         with pytest.raises(StopIteration):
             next(stream)
 
+    def test_the_last_piece_leaves_nothing_held(self, say):
+        engine = say("ab")
+        stream = engine.stream("p", GREEDY, max_tokens=2)
+        assert [next(stream), next(stream)] == ["a", "b"]
+        assert stream.completion.finish_reason == "length"
+        assert engine.pool.free.num_held == 0
+
     def test_two_streams_take_turns(self, engine):
         wanted = SamplingParams(seed=3, max_tokens=12, ignore_eos=True)
         alone = [engine.generate(prompt, wanted).text for prompt in ("one", "two two")]

@@ -1,0 +1,74 @@
+"""Caches: the K/V pool that a generator works in."""
+
+from typing import Any
+
+from exllamav2.model import ExLlamaV2
+from exllamav2.refusal import refuse
+from polybit.cache import KVPool
+from polybit.errors import RequestError
+
+
+class ExLlamaV2Cache:
+    """Room for batch_size sequences of max_seq_len tokens (the config's where -1), in the model's activation type."""
+
+    def __init__(
+        self,
+        model: ExLlamaV2,
+        batch_size: int = 1,
+        max_seq_len: int = -1,
+        copy_from: Any = None,
+        lazy: bool = False,
+        num_key_value_heads: int | None = None,
+        fixed_device: Any = None,
+    ) -> None:
+        """`lazy`: memory is taken by `model.load_autosplit(cache)`, or at first use."""
+        refuse(
+            type(self).__name__, copy_from=copy_from, num_key_value_heads=num_key_value_heads, fixed_device=fixed_device
+        )
+        self.model = model
+        self.batch_size = batch_size
+        self.max_seq_len = model.config.max_seq_len if max_seq_len == -1 else max_seq_len
+        self._pool: KVPool | None = None
+        if batch_size < 1 or self.max_seq_len < 1:
+            raise RequestError(f"batch_size is {batch_size} and max_seq_len {max_seq_len}, expected at least 1 each")
+        if not lazy:
+            self.allocate()
+
+    @property
+    def pool(self) -> KVPool:
+        """polybit's pool."""
+        if self._pool is None:
+            self.allocate()
+        assert self._pool is not None
+        return self._pool
+
+    def allocate(self) -> None:
+        """Take the memory. Raises RequestError before the model is loaded, OutOfMemory where there is not enough."""
+        model = self.model.inner
+        self._pool = KVPool(model.spec, self.batch_size * self.max_seq_len, model.dtype, model.device)
+
+    def footprint(self) -> list[int]:
+        """Bytes held on each device."""
+        return [self.pool.num_bytes]
+
+
+class _Refused:
+    """A cache that polybit does not have yet."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise RequestError(f"{type(self).__name__} is not supported by polybit yet; use ExLlamaV2Cache")
+
+
+class ExLlamaV2Cache_8bit(_Refused): ...
+
+
+class ExLlamaV2Cache_Q4(_Refused): ...
+
+
+class ExLlamaV2Cache_Q6(_Refused): ...
+
+
+class ExLlamaV2Cache_Q8(_Refused): ...
+
+
+class ExLlamaV2Cache_TP(_Refused): ...

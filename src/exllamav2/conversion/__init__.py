@@ -1,0 +1,1 @@
+"""The original's converter, as `python -m exllamav2.conversion.convert_exl2`."""

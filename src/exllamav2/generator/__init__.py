@@ -1,0 +1,15 @@
+"""exllamav2's generators over `polybit.Engine`."""
+
+from exllamav2.generator.base import ExLlamaV2BaseGenerator
+from exllamav2.generator.dynamic import ExLlamaV2DynamicGenerator
+from exllamav2.generator.job import ExLlamaV2DynamicJob
+from exllamav2.generator.sampler import ExLlamaV2Sampler
+from exllamav2.generator.streaming import ExLlamaV2StreamingGenerator
+
+__all__ = [
+    "ExLlamaV2BaseGenerator",
+    "ExLlamaV2DynamicGenerator",
+    "ExLlamaV2DynamicJob",
+    "ExLlamaV2Sampler",
+    "ExLlamaV2StreamingGenerator",
+]

@@ -1,0 +1,13 @@
+"""How this interface says no: by the name of the argument."""
+
+from typing import Any
+
+from polybit.errors import RequestError
+
+
+def refuse(where: str, **arguments: Any) -> None:
+    """Raise RequestError for the first argument that asks for something; None, False, 0, "" and () ask for nothing."""
+    for name, value in arguments.items():
+        asks = bool(value) if isinstance(value, (int, float, str, list, tuple)) else value is not None
+        if asks:
+            raise RequestError(f"{where}: {name}={value!r:.60} is not supported by polybit yet; leave it out")

@@ -1,0 +1,357 @@
+"""exllamav2's interface: what it takes, what it gives back, and what it refuses by name."""
+
+import inspect
+import math
+import threading
+
+import pytest
+import torch
+
+import exllamav2
+from exllamav2 import ExLlamaV2, ExLlamaV2Cache, ExLlamaV2Config, ExLlamaV2Tokenizer
+from exllamav2.generator import (
+    ExLlamaV2BaseGenerator,
+    ExLlamaV2DynamicGenerator,
+    ExLlamaV2DynamicJob,
+    ExLlamaV2Sampler,
+    ExLlamaV2StreamingGenerator,
+)
+from polybit import generator
+from polybit.errors import ConfigError, PolybitError, RequestError
+from polybit.generator import SamplingParams
+from random_model import write_random_model
+from unit.text.folders import byte_level, write
+
+GREEDY = ExLlamaV2Sampler.Settings.greedy()
+HOT = ExLlamaV2Sampler.Settings(temperature=3.0, top_k=0, top_p=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = write_random_model(tmp_path_factory.mktemp("model"), {"vocab_size": 272})
+    return byte_level(folder)
+
+
+@pytest.fixture(scope="module")
+def parts(folder):
+    config = ExLlamaV2Config(str(folder))
+    model = ExLlamaV2(config)
+    cache = ExLlamaV2Cache(model, lazy=True)
+    model.load_autosplit(cache)
+    return {"model": model, "cache": cache, "tokenizer": ExLlamaV2Tokenizer(config)}
+
+
+@pytest.fixture
+def dynamic(parts):
+    return ExLlamaV2DynamicGenerator(**parts)
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    return generator.load(folder)
+
+
+class TestConfig:
+    def test_a_directory_is_read_at_once(self, folder):
+        config = ExLlamaV2Config(str(folder))
+        assert (config.max_seq_len, config.vocab_size, config.num_hidden_layers) == (512, 272, 2)
+        assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (4, 2, 16)
+
+    def test_or_later(self, folder):
+        config = ExLlamaV2Config()
+        config.model_dir = str(folder)
+        config.prepare()
+        assert config.hidden_size == 64
+
+    def test_settings_reach_the_model(self, folder):
+        config = ExLlamaV2Config(str(folder))
+        config.max_seq_len = 100
+        config.scale_pos_emb = 2.0
+        options = config.load_options()
+        assert (options.max_seq_len, options.rope_scale) == (100, 2.0)
+        assert options.rope_alpha is options.rope_yarn is None
+        config.alt_rope_method, config.yarn_rope_factor, config.scale_pos_emb = "yarn", 4.0, 1.0
+        assert config.load_options().rope_yarn == 4.0
+
+    def test_misspelt_settings_are_errors(self, folder):
+        with pytest.raises(AttributeError, match="max_sequence_len"):
+            ExLlamaV2Config(str(folder)).max_sequence_len = 4096
+
+    def test_what_it_cannot_do_is_named(self, folder):
+        config = ExLlamaV2Config(str(folder))
+        config.load_in_q4 = True
+        with pytest.raises(RequestError, match="load_in_q4"):
+            ExLlamaV2(config).load()
+
+    def test_errors_are_polybits(self, tmp_path):
+        with pytest.raises(ConfigError, match="is not a folder"):
+            ExLlamaV2Config(str(tmp_path / "none"))
+        with pytest.raises(RequestError, match="model_dir is not set"):
+            ExLlamaV2Config().prepare()
+
+
+class TestModelAndCache:
+    def test_progress_is_told(self, folder):
+        told = []
+        model = ExLlamaV2(ExLlamaV2Config(str(folder)))
+        model.load(callback=lambda done, total: told.append((done, total)))
+        assert told[-1] == (4, 4)
+        assert model.loaded
+        model.unload()
+        assert not model.loaded
+
+    def test_a_cache_that_is_not_lazy_needs_a_loaded_model(self, folder):
+        model = ExLlamaV2(ExLlamaV2Config(str(folder)))
+        with pytest.raises(RequestError, match="not loaded"):
+            ExLlamaV2Cache(model)
+        model.load()
+        assert ExLlamaV2Cache(model, max_seq_len=256).footprint() == [256 * 2 * 2 * 2 * 16 * 4]
+
+    def test_a_lazy_cache_is_made_at_first_use(self, folder):
+        model = ExLlamaV2(ExLlamaV2Config(str(folder)))
+        cache = ExLlamaV2Cache(model, lazy=True, batch_size=2, max_seq_len=256)
+        model.load()
+        assert cache.pool.num_tokens == 512
+
+    @pytest.mark.parametrize("kind", ["8bit", "Q4", "Q6", "Q8", "TP"])
+    def test_other_caches_say_what_to_use(self, kind, parts):
+        with pytest.raises(RequestError, match=f"ExLlamaV2Cache_{kind} .*use ExLlamaV2Cache"):
+            getattr(exllamav2, f"ExLlamaV2Cache_{kind}")(parts["model"], lazy=True)
+
+
+class TestTokenizer:
+    def test_rows_are_padded_on_the_left(self, parts):
+        ids, offsets = parts["tokenizer"].encode(["abc", "a"], return_offsets=True)
+        assert ids.shape == (2, 3)
+        assert ids[1].tolist() == [259, 259, ids[0, 0].item()]
+        assert offsets.tolist() == [0, -2]
+        assert parts["tokenizer"].decode(ids) == ["abc", "a"]
+        assert parts["tokenizer"].padding_mask(ids)[1].tolist() == [-math.inf, -math.inf, 0]
+
+    def test_special_tokens_count_on_request(self, parts):
+        tokenizer = parts["tokenizer"]
+        assert tokenizer.encode("</s>").shape == (1, 4)
+        ids = tokenizer.encode("</s>", add_bos=True, add_eos=True, encode_special_tokens=True)
+        assert ids.tolist() == [[257, 258, 258]]
+        assert tokenizer.decode(ids[0]) == ""
+        assert tokenizer.decode(ids[0], decode_special_tokens=True) == "<s></s></s>"
+
+    def test_small_questions(self, parts):
+        tokenizer = parts["tokenizer"]
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (257, 258, 259)
+        assert tokenizer.num_tokens("</s>") == 4
+        assert tokenizer.single_id("</s>") == 258
+        assert tokenizer.single_token(258).tolist() == [[258]]
+        assert tokenizer.get_vocab_size() == 260
+        assert tokenizer.encode("").shape == (1, 0)
+
+    def test_no_padding_token_is_minus_one(self, tmp_path):
+        byte_level(write_random_model(tmp_path), specials=(), bos_token=None, eos_token=None)
+        assert ExLlamaV2Tokenizer(ExLlamaV2Config(str(tmp_path))).pad_token_id == -1
+
+
+class TestDynamicGenerator:
+    def test_the_text_is_polybits(self, dynamic, engine):
+        ids = engine.tokenizer.encode("some prompt")
+        expected = engine.generate(ids, temperature=0, min_p=0, max_tokens=12, ignore_eos=True).text
+        assert dynamic.generate("some prompt", 12, gen_settings=GREEDY) == "some prompt" + expected
+        assert dynamic.generate("some prompt", 12, gen_settings=GREEDY, completion_only=True) == expected
+
+    def test_the_defaults_are_the_originals(self, dynamic, engine):
+        ids = engine.tokenizer.encode("some prompt")
+        originals = SamplingParams(temperature=0.8, top_k=50, top_p=0.8, min_p=0, repetition_penalty=1.025)
+        expected = engine.generate(ids, originals, max_tokens=12, seed=1, ignore_eos=True)
+        assert dynamic.generate("some prompt", 12, seed=1, completion_only=True) == expected.text
+
+    def test_prompts_of_a_list_get_seeds_in_order(self, dynamic):
+        texts = dynamic.generate(["one", "two"], 8, seed=3)
+        assert texts == [dynamic.generate("one", 8, seed=3), dynamic.generate("two", 8, seed=4)]
+
+    def test_each_prompt_may_have_its_settings(self, dynamic):
+        texts = dynamic.generate(["one", "one"], 8, seed=3, gen_settings=[GREEDY, HOT])
+        assert texts[0] == dynamic.generate("one", 8, gen_settings=GREEDY)
+        assert texts[1] != texts[0]
+        with pytest.raises(RequestError, match="gen_settings has 1 entries for 2 prompts"):
+            dynamic.generate(["one", "two"], 8, gen_settings=[GREEDY])
+
+    def test_stop_conditions_are_ids_and_texts(self, dynamic):
+        wanted = {"seed": 1, "gen_settings": HOT, "completion_only": True}
+        text = dynamic.generate("some", 12, **wanted)
+        stop = text[3:5]
+        assert dynamic.generate("some", 12, stop_conditions=[stop, 300], **wanted) == text[: text.index(stop)]
+
+    def test_special_tokens_of_the_prompt_count_on_request(self, dynamic):
+        texts = {dynamic.generate("</s>", 6, seed=1, gen_settings=HOT, encode_special_tokens=s) for s in (True, False)}
+        assert len(texts) == 2
+
+    def test_an_abort_gives_none_and_frees_everything(self, dynamic, parts):
+        event = threading.Event()
+        event.set()
+        assert dynamic.generate("one", 8, abort_event=event) is None
+        assert dynamic.num_remaining_jobs() == 0
+        assert parts["cache"].pool.free.num_held == 0
+
+    def test_too_long_for_the_cache_is_refused_with_figures(self, dynamic):
+        with pytest.raises(RequestError, match="are 513 tokens together, but the cache holds 512"):
+            dynamic.generate("p" * 13, 500)
+        assert dynamic.num_remaining_jobs() == 0
+
+    @pytest.mark.parametrize(
+        "argument",
+        [
+            {"min_new_tokens": 3},
+            {"token_healing": True},
+            {"filters": [object()]},
+            {"filter_prefer_eos": True},
+            {"return_last_results": True},
+            {"embeddings": [object()]},
+            {"banned_strings": ["x"]},
+        ],
+    )
+    def test_what_it_cannot_do_is_named(self, dynamic, argument):
+        with pytest.raises(RequestError, match=next(iter(argument))):
+            dynamic.generate("one", 8, **argument)
+        assert dynamic.num_remaining_jobs() == 0
+
+    def test_pairs_of_prompts_are_refused(self, dynamic):
+        with pytest.raises(RequestError, match="CFG"):
+            dynamic.generate([("one", "two")], 8)
+
+    @pytest.mark.parametrize("argument", [{"draft_model": object()}, {"use_ngram_draft": True}, {"max_seq_len": 128}])
+    def test_so_is_what_the_generator_cannot_do(self, parts, argument):
+        with pytest.raises(RequestError, match=next(iter(argument))):
+            ExLlamaV2DynamicGenerator(**parts, **argument)
+
+
+class TestJobs:
+    def job(self, parts, text, **options):
+        wanted = {"max_new_tokens": 10, "gen_settings": HOT, "seed": 1, **options}
+        return ExLlamaV2DynamicJob(parts["tokenizer"].encode(text), **wanted)
+
+    def test_results_add_up_to_the_completion(self, dynamic, parts):
+        job = self.job(parts, "some prompt", identifier="mine")
+        assert dynamic.enqueue(job) == 1
+        results = []
+        while dynamic.num_remaining_jobs():
+            results += dynamic.iterate()
+        last = results[-1]
+        assert "".join(result.get("text", "") for result in results) == job.full_completion == last["full_completion"]
+        assert sum(result["token_ids"].shape[1] for result in results if "token_ids" in result) == 10
+        assert all(result["identifier"] == "mine" and result["serial"] == 1 for result in results)
+        assert [result["eos"] for result in results] == [False] * (len(results) - 1) + [True]
+        assert (last["eos_reason"], last["new_tokens"], last["prompt_tokens"]) == ("max_new_tokens", 10, 11)
+        assert dynamic.iterate() == []
+
+    def test_a_stop_is_explained(self, dynamic, parts):
+        text = dynamic.generate("some", 10, seed=1, gen_settings=HOT, completion_only=True)
+        dynamic.enqueue(self.job(parts, "some", stop_conditions=[text[3:5]]))
+        last = {}
+        while dynamic.num_remaining_jobs():
+            (last,) = dynamic.iterate()
+        assert (last["eos_reason"], last["eos_triggering_string"]) == ("stop_string", text[3:5])
+
+    def test_a_stop_token_is_explained(self, dynamic, parts):
+        dynamic.enqueue(self.job(parts, "some", stop_conditions=list(range(260))))
+        (last,) = dynamic.iterate()
+        assert (last["eos_reason"], last["new_tokens"]) == ("stop_token", 0)
+        assert last["eos_triggering_token_str"] == parts["tokenizer"].inner.token_of(last["eos_triggering_token_id"])
+
+    def test_cancelling_frees_its_pages(self, dynamic, parts):
+        jobs = [self.job(parts, "one"), self.job(parts, "two")]
+        assert dynamic.enqueue(jobs) == [1, 2]
+        dynamic.iterate()
+        dynamic.cancel(jobs[0])
+        assert parts["cache"].pool.free.num_held == 0
+        assert dynamic.iterate()[0]["job"] is jobs[1]
+        dynamic.clear_queue()
+        assert dynamic.num_remaining_jobs() == parts["cache"].pool.free.num_held == 0
+
+    @pytest.mark.parametrize("ids", [torch.zeros(2, 3), [torch.zeros(1, 3)] * 2, "text"])
+    def test_only_one_row_of_ids(self, ids):
+        with pytest.raises(RequestError, match="one row of ids"):
+            ExLlamaV2DynamicJob(ids, 5)
+
+
+class TestSettings:
+    def test_every_sampler_that_is_not_there_is_refused_by_name(self, dynamic):
+        changes = {
+            "token_repetition_range": 64,
+            "token_repetition_decay": 8,
+            "token_presence_penalty": 0.1,
+            "token_frequency_penalty": 0.1,
+            "token_bias": torch.zeros(3),
+            "dry_multiplier": 0.8,
+            "smoothing_factor": 0.3,
+            "top_a": 0.1,
+            "tfs": 0.9,
+            "typical": 0.9,
+            "mirostat": True,
+            "temperature_last": True,
+            "max_temp": 2.0,
+            "xtc_probability": 0.5,
+            "skew": 0.2,
+            "cfg_scale": 1.5,
+            "post_sampling_hooks": [print],
+        }
+        for name, value in changes.items():
+            with pytest.raises(RequestError, match=f"Settings: {name} is not supported"):
+                dynamic.generate("one", 4, gen_settings=ExLlamaV2Sampler.Settings(**{name: value}))
+
+    def test_misspelt_settings_are_errors(self):
+        with pytest.raises(AttributeError):
+            ExLlamaV2Sampler.Settings().temprature = 1.0
+
+    def test_almost_cold_is_greedy_and_0_and_1_switch_top_p_off(self, dynamic):
+        cold = ExLlamaV2Sampler.Settings(temperature=0.005, token_repetition_penalty=1.0)
+        assert dynamic.generate("one", 8, gen_settings=cold) == dynamic.generate("one", 8, gen_settings=GREEDY)
+        off = [ExLlamaV2Sampler.Settings(top_p=top_p) for top_p in (0, 1, 1.5)]
+        assert len({dynamic.generate("one", 8, seed=1, gen_settings=settings) for settings in off}) == 1
+
+    def test_a_clone_is_another_object(self):
+        settings = ExLlamaV2Sampler.Settings(top_k=3)
+        other = settings.clone()
+        other.top_k = 4
+        assert settings.top_k == 3
+
+
+class TestOlderGenerators:
+    def test_generate_simple(self, parts, dynamic):
+        base = ExLlamaV2BaseGenerator(**parts)
+        base.warmup()
+        whole = base.generate_simple("one", GREEDY, 8, stop_token=None)
+        assert whole == dynamic.generate("one", 8, gen_settings=GREEDY)
+        stopped = base.generate_simple("one", GREEDY, 8, completion_only=True)
+        assert dynamic.generate("one", 8, gen_settings=GREEDY, completion_only=True, stop_conditions=[258]) == stopped
+
+    def test_streaming(self, parts, dynamic):
+        streaming = ExLlamaV2StreamingGenerator(**parts)
+        expected = dynamic.generate("one", 30, gen_settings=GREEDY, completion_only=True)
+        streaming.set_stop_conditions([])
+        streaming.begin_stream_ex(parts["tokenizer"].encode("one"), GREEDY)
+        text, tokens = "", []
+        while len(tokens) < 30:
+            result = streaming.stream_ex()
+            text += result["chunk"]
+            tokens += result["chunk_token_ids"][0].tolist()
+        assert expected.startswith(text) or text.startswith(expected)
+        streaming.set_stop_conditions(list(range(260)))
+        streaming.begin_stream(parts["tokenizer"].encode("one"), GREEDY)
+        chunk, eos, ids = streaming.stream()
+        assert (chunk, eos, ids.shape) == ("", True, (1, 0))
+        assert parts["cache"].pool.free.num_held == 0
+
+    def test_no_stream_yet(self, parts):
+        with pytest.raises(RequestError, match="begin_stream_ex"):
+            ExLlamaV2StreamingGenerator(**parts).stream_ex()
+
+
+def test_every_exported_name_is_there():
+    for module in (exllamav2, exllamav2.generator):
+        assert all(inspect.isclass(getattr(module, name)) for name in module.__all__)
+        assert module.__all__ == sorted(module.__all__)
+
+
+def test_a_broken_tokenizer_is_one_line(tmp_path):
+    write(write_random_model(tmp_path), "tokenizer.json", {})
+    with pytest.raises(PolybitError, match=r"tokenizer\.json"):
+        ExLlamaV2Tokenizer(ExLlamaV2Config(str(tmp_path)))
