@@ -105,6 +105,10 @@ class HFConfig:
         """Keys that have no part in this model's text."""
         self._read.update(keys)
 
+    def skip_copies(self, child: "HFConfig") -> None:
+        """Keys that only repeat the child's: writers between two generations gave both."""
+        self._read.update(key for key, value in child._values.items() if self._values.get(key) == value)
+
     def refuse_unread(self) -> None:
         """Errors: UnsupportedModel for a key that has a value, might matter, and was not read, here or in a child."""
         for key, value in self._values.items():
@@ -119,7 +123,14 @@ class HFConfig:
     # ---- errors
 
     def error(self, key: str, found: object, expected: str) -> ConfigError:
-        return ConfigError(f"{self._where}: {self._path}{_short_key(key)} is {_short(found)}, expected {expected}")
+        return ConfigError(self._unexpected(key, found, expected))
+
+    def unsupported(self, key: str, found: object, expected: str) -> UnsupportedModel:
+        """For a value that makes sense, but asks for what is not implemented."""
+        return UnsupportedModel(self._unexpected(key, found, expected))
+
+    def _unexpected(self, key: str, found: object, expected: str) -> str:
+        return f"{self._where}: {self._path}{_short_key(key)} is {_short(found)}, expected {expected}"
 
     def _missing(self, keys: tuple[str, ...]) -> ConfigError:
         return ConfigError(f"{self._where}: no {self._path}{' or '.join(keys)}, which {self.architecture} needs")

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polybit.arch.config import HFConfig
-from polybit.errors import UnsupportedModel
 from polybit.spec import (
     Activation,
     Attention,
@@ -118,9 +117,7 @@ def layer_norm(cfg: HFConfig, key: str, *eps_keys: str, bias: bool) -> LayerNorm
 def activation(cfg: HFConfig, *keys: str, default: str = "silu") -> Activation:
     name = cfg.text(*(keys or ("hidden_act",)), default=default)
     if name not in _ACTIVATIONS:
-        raise UnsupportedModel(
-            str(cfg.error(keys[0] if keys else "hidden_act", name, "one of " + ", ".join(_ACTIVATIONS)))
-        )
+        raise cfg.unsupported(keys[0] if keys else "hidden_act", name, "one of " + ", ".join(_ACTIVATIONS))
     return _ACTIVATIONS[name]
 
 
@@ -132,9 +129,7 @@ def is_sliding(cfg: HFConfig, layer: int, otherwise: Callable[[int], bool]) -> b
     if len(types) < num_layers(cfg):
         raise cfg.error("layer_types", list(types), f"an entry for each of {num_layers(cfg)} layers")
     if types[layer] not in ("sliding_attention", "full_attention"):
-        raise UnsupportedModel(
-            str(cfg.error(f"layer_types[{layer}]", types[layer], "'sliding_attention' or 'full_attention'"))
-        )
+        raise cfg.unsupported(f"layer_types[{layer}]", types[layer], "'sliding_attention' or 'full_attention'")
     return types[layer] == "sliding_attention"
 
 

@@ -5,7 +5,6 @@ from typing import TypeVar
 
 from polybit.arch import gemma3, llama, mistral, qwen2
 from polybit.arch.config import HFConfig
-from polybit.errors import UnsupportedModel
 from polybit.spec import Model
 
 T = TypeVar("T")
@@ -59,14 +58,16 @@ def llava_model(cfg: HFConfig) -> Model:
     text = cfg.child("text_config", {"num_attention_heads": 32})
     kind = text.text("model_type", default="mistral" if cfg.architecture.startswith("Mistral") else "llama")
     if kind not in TEXT_MODELS:
-        raise UnsupportedModel(str(text.error("model_type", kind, "one of " + ", ".join(TEXT_MODELS))))
+        raise text.unsupported("model_type", kind, "one of " + ", ".join(TEXT_MODELS))
     base = TEXT_MODELS[kind](text)
     return _prefixed(cfg, base, silent=base.head.tied)
 
 
 def qwen2_vl_model(cfg: HFConfig) -> Model:
     """Qwen2-VL and 2.5-VL, whose published configs have the text model's keys at the top."""
-    text = cfg.optional_child("text_config") or cfg
-    base = qwen2.model(text)
+    text = cfg.optional_child("text_config")
+    base = qwen2.model(text or cfg)
     cfg.skip(*IMAGE_KEYS)
+    if text is not None:
+        cfg.skip_copies(text)
     return replace(_tied(cfg, base, silent=base.head.tied), renames=QWEN_RENAMES, companions=("visual.",))

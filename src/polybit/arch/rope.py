@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing_extensions import assert_never
 
 from polybit.arch.config import HFConfig
-from polybit.errors import ConfigError, UnsupportedModel
+from polybit.errors import ConfigError
 from polybit.spec import (
     Attention,
     Block,
@@ -81,9 +81,7 @@ def _scaling(cfg: HFConfig, given: HFConfig, dim: int) -> RopeScaling:
         case "longrope":
             return _longrope(cfg, given, dim)
         case _:
-            raise UnsupportedModel(
-                str(given.error("rope_type", kind, "linear, dynamic, llama3, yarn, longrope or mrope"))
-            )
+            raise given.unsupported("rope_type", kind, "linear, dynamic, llama3, yarn, longrope or mrope")
 
 
 def _yarn(cfg: HFConfig, given: HFConfig) -> YarnScaling:

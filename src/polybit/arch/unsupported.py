@@ -38,6 +38,7 @@ UNSUPPORTED: dict[str, str] = {
     "Grok1ModelForCausalLM": "not written yet",
     "HunYuanDenseV1ForCausalLM": "rope scaled by alpha, and head norms after rope",
     "HunYuanMoEV1ForCausalLM": _SHARED,
+    "InternLM3ForCausalLM": "not written yet",
     "JambaForCausalLM": _HYBRID,
     "KimiK2ForCausalLM": _MLA,
     "Lfm2ForCausalLM": _HYBRID,

@@ -45,6 +45,14 @@ def test_so_does_one_inside_the_text_config(name: str) -> None:
         read(PUBLISHED[name], text_config=text)
 
 
+def test_a_text_config_may_be_repeated_around_it_but_not_contradicted() -> None:
+    flat = PUBLISHED["Qwen2_5_VLForConditionalGeneration"]
+    text = {key: value for key, value in flat.items() if "token" not in key and "vision" not in key}
+    assert read(flat, text_config=text) == read(flat)
+    with pytest.raises(UnsupportedModel, match="hidden_size is 64, a key that nothing reads"):
+        read(flat, text_config=text, hidden_size=64)
+
+
 def test_llama3() -> None:
     model = read(LLAMA)
     attn = model.blocks[5].attn
