@@ -4,9 +4,10 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,12 +37,18 @@ SHARES = {"measure": 0.55, "quantize": 0.38, "head": 0.04, "write": 0.03}  # of 
 
 
 def convert(
-    source_folder: Path | str, out_folder: Path | str, options: ConvertOptions, progress: Report | None = None
+    source_folder: Path | str,
+    out_folder: Path | str,
+    options: ConvertOptions | None = None,
+    progress: Report | None = None,
+    **fields: Any,
 ) -> ConvertResult:
     """Convert the unquantized model in `source_folder` to EXL2 in `out_folder`, which must be new or this job's own.
 
+    `fields` are those of ConvertOptions, and replace what `options` says: `convert(source, out, bits=3.5)`.
     Raises ConfigError, FormatError, CalibrationError or JobError; what was done by then is kept for another run.
     """
+    options = replace(options or ConvertOptions(), **fields)
     check_options(options)
     load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
     source = open_model(Path(source_folder), load_options)
