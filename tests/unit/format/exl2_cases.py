@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from polybit.format.exl2 import WIDTHS, Exl2Tensor, Group, Layout, encode
 
+_ANY_COLUMNS = st.integers(1, 70)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -33,9 +35,9 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 
 @st.composite
-def cases(draw: st.DrawFn, columns: st.SearchStrategy[int] | None = None) -> Case:
-    """Scales reach down to binary16's subnormals; `columns` need not be a multiple of 32."""
-    layout, num_columns = draw(layouts()), draw(columns or st.integers(1, 70))
+def cases(draw: st.DrawFn, columns: st.SearchStrategy[int] = _ANY_COLUMNS) -> Case:
+    """Scales reach down to binary16's subnormals; columns need not be a multiple of 32."""
+    layout, num_columns = draw(layouts()), draw(columns)
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     group_rows = [
         torch.randint(0, 2**group.bits, (group.rows, num_columns), generator=random) for group in layout.groups
