@@ -83,14 +83,14 @@ def _page(keys: list[Tensor], values: list[Tensor], random: torch.Generator) -> 
 
 
 @pytest.mark.parametrize("length", [511, 1100])
-def test_long_prompts_in_runs(backend, random, length) -> None:
+def test_long_prompts_in_runs(backend, device, random, length) -> None:
     """More queries than are held at once, with a window that starts inside a run."""
-    q, k, v = (torch.randn(length, 2, 16, generator=random) for _ in range(3))
+    q, k, v = (torch.randn(length, 2, 16, generator=random).to(device) for _ in range(3))
     out = backend.attention(
         q,
         k[None],
         v[None],
-        torch.zeros(1, 1, dtype=torch.int64),
+        torch.zeros(1, 1, dtype=torch.int64, device=device),
         torch.tensor([0, length]),
         torch.tensor([length]),
         0.25,

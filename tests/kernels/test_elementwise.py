@@ -12,37 +12,37 @@ from polybit.spec import Activation
 ODD_SHAPES = [(1, 32), (3, 576), (7, 33)]
 
 
-def test_rms_norm_by_hand(backend) -> None:
-    x = torch.tensor([[3.0, 4.0]])  # rms = sqrt(12.5)
-    y = backend.rms_norm(x, torch.tensor([1.0, 2.0]), eps=0.0, offset=0.0)
+def test_rms_norm_by_hand(backend, device) -> None:
+    x = torch.tensor([[3.0, 4.0]], device=device)  # rms = sqrt(12.5)
+    y = backend.rms_norm(x, torch.tensor([1.0, 2.0], device=device), eps=0.0, offset=0.0)
     assert_close(y, torch.tensor([[3.0, 8.0]]) / math.sqrt(12.5))
 
 
 @pytest.mark.parametrize("shape", ODD_SHAPES)
 @pytest.mark.parametrize("offset", [0.0, 1.0])
-def test_rms_norm(backend, dtype, random, shape, offset) -> None:
-    x, w = _randn(shape, dtype, random), _randn(shape[-1:], dtype, random)
+def test_rms_norm(backend, device, dtype, random, shape, offset) -> None:
+    x, w = _randn(shape, dtype, random, device), _randn(shape[-1:], dtype, random, device)
     x64 = x.double()
     expected = x64 / (x64.square().mean(-1, keepdim=True) + 1e-5).sqrt() * (w.double() + offset)
     assert_close(backend.rms_norm(x, w, 1e-5, offset), expected)
 
 
-def test_rms_norm_takes_a_weight_per_head(backend, random) -> None:
-    x, w = _randn((5, 3, 8), torch.float32, random), _randn((3, 8), torch.float32, random)
+def test_rms_norm_takes_a_weight_per_head(backend, device, random) -> None:
+    x, w = _randn((5, 3, 8), torch.float32, random, device), _randn((3, 8), torch.float32, random, device)
     by_head = torch.stack([backend.rms_norm(x[:, h], w[h], 1e-6, 0.0) for h in range(3)], 1)
     assert_close(backend.rms_norm(x, w, 1e-6, 0.0), by_head)
 
 
-def test_rms_norm_keeps_fp16_range(backend) -> None:
-    x = torch.full((1, 64), 60000.0, dtype=torch.float16)  # squares overflow fp16
-    assert_close(backend.rms_norm(x, torch.ones(64, dtype=torch.float16), 1e-6, 0.0), torch.ones(1, 64))
+def test_rms_norm_keeps_fp16_range(backend, device) -> None:
+    x = torch.full((1, 64), 60000.0, dtype=torch.float16, device=device)  # squares overflow fp16
+    assert_close(backend.rms_norm(x, torch.ones(64, dtype=torch.float16, device=device), 1e-6, 0.0), torch.ones(1, 64))
 
 
 @pytest.mark.parametrize("shape", ODD_SHAPES)
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_layer_norm(backend, dtype, random, shape, has_bias) -> None:
-    x, w = _randn(shape, dtype, random) + 3, _randn(shape[-1:], dtype, random)
-    b = _randn(shape[-1:], dtype, random) if has_bias else None
+def test_layer_norm(backend, device, dtype, random, shape, has_bias) -> None:
+    x, w = _randn(shape, dtype, random, device) + 3, _randn(shape[-1:], dtype, random, device)
+    b = _randn(shape[-1:], dtype, random, device) if has_bias else None
     x64 = x.double()
     centred = x64 - x64.mean(-1, keepdim=True)
     expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w.double()
@@ -62,17 +62,17 @@ def _act(x: Tensor, activation: Activation) -> Tensor:
 
 
 @pytest.mark.parametrize("activation", Activation)
-def test_activations(backend, dtype, random, activation) -> None:
-    x, up = _randn((5, 97), dtype, random) * 3, _randn((5, 97), dtype, random)
+def test_activations(backend, device, dtype, random, activation) -> None:
+    x, up = _randn((5, 97), dtype, random, device) * 3, _randn((5, 97), dtype, random, device)
     assert_close(backend.activate(x, activation), _act(x.double(), activation))
     assert_close(backend.gated_activate(x, up, activation), _act(x.double(), activation) * up.double())
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("head_dim", "rotated"), [(8, 8), (64, 64), (80, 32)])
-def test_rope_is_a_complex_rotation(backend, dtype, random, interleaved, head_dim, rotated) -> None:
-    x = _randn((6, 3, head_dim), dtype, random)
-    angle = torch.rand(6, rotated // 2, generator=random, dtype=torch.float64) * 100
+def test_rope_is_a_complex_rotation(backend, device, dtype, random, interleaved, head_dim, rotated) -> None:
+    x = _randn((6, 3, head_dim), dtype, random, device)
+    angle = torch.rand(6, rotated // 2, generator=random, dtype=torch.float64).to(device) * 100
     first, second = (
         (slice(0, rotated, 2), slice(1, rotated, 2))
         if interleaved
@@ -87,13 +87,13 @@ def test_rope_is_a_complex_rotation(backend, dtype, random, interleaved, head_di
     assert_close(backend.rope(x, angle.cos().float(), angle.sin().float(), interleaved), expected)
 
 
-def test_embedding(backend, random) -> None:
-    table = _randn((11, 6), torch.float16, random)
-    tokens = torch.tensor([0, 10, 3, 3])
+def test_embedding(backend, device, random) -> None:
+    table = _randn((11, 6), torch.float16, random, device)
+    tokens = torch.tensor([0, 10, 3, 3], device=device)
     rows = backend.embedding(tokens, table, 2.5)
     assert rows.dtype == torch.float32
     assert_close(rows, table.double()[tokens] * 2.5)
 
 
-def _randn(shape: tuple[int, ...], dtype: torch.dtype, random: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=random).to(dtype)
+def _randn(shape: tuple[int, ...], dtype: torch.dtype, random: torch.Generator, device: torch.device) -> Tensor:
+    return torch.randn(shape, generator=random).to(device, dtype)

@@ -26,30 +26,31 @@ def random_exl2(groups: list[tuple[int, int]], num_columns: int, random: torch.G
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("groups", MIXES.values(), ids=MIXES.keys())
 @pytest.mark.parametrize("unpacked", [False, True])
-def test_exl2_matmul(backend, dtype, random, rows, groups, unpacked) -> None:
+def test_exl2_matmul(backend, device, dtype, random, rows, groups, unpacked) -> None:
     tensor = random_exl2(groups, 64, random)
-    matrix = backend.prepare_exl2(tensor, 1.0, torch.device("cpu"), dtype, unpacked)
-    x = torch.randn(rows, tensor.in_features, generator=random).to(dtype)
-    assert_close(backend.matmul(x, matrix), x.double() @ exl2.dequantize(tensor).double(), "matmul")
-    assert torch.equal(backend.dequantize(matrix), exl2.dequantize(tensor).to(dtype))
+    matrix = backend.prepare_exl2(tensor, 1.0, device, dtype, unpacked)
+    x = torch.randn(rows, tensor.in_features, generator=random).to(device, dtype)
+    expected = exl2.dequantize(tensor)
+    assert_close(backend.matmul(x, matrix), x.cpu().double() @ expected.double(), "matmul")
+    assert torch.equal(backend.dequantize(matrix).cpu(), expected.to(dtype))
 
 
-def test_prescale_follows_the_formats_rounding(backend, random) -> None:
+def test_prescale_follows_the_formats_rounding(backend, device, random) -> None:
     tensor = random_exl2(MIXES["4+3"], 32, random)
-    matrix = backend.prepare_exl2(tensor, 0.3, torch.device("cpu"), torch.float32, False)
-    assert torch.equal(backend.dequantize(matrix), exl2.dequantize(tensor, 0.3).float())
+    matrix = backend.prepare_exl2(tensor, 0.3, device, torch.float32, False)
+    assert torch.equal(backend.dequantize(matrix).cpu(), exl2.dequantize(tensor, 0.3).float())
 
 
-def test_packed_matrices_stay_small(backend, random) -> None:
+def test_packed_matrices_stay_small(backend, device, random) -> None:
     tensor = random_exl2(MIXES["2"], 256, random)
-    packed = backend.prepare_exl2(tensor, 1.0, torch.device("cpu"), torch.float32, False)
-    unpacked = backend.prepare_exl2(tensor, 1.0, torch.device("cpu"), torch.float32, True)
+    packed = backend.prepare_exl2(tensor, 1.0, device, torch.float32, False)
+    unpacked = backend.prepare_exl2(tensor, 1.0, device, torch.float32, True)
     assert packed.num_bytes < unpacked.num_bytes / 8
     assert (packed.in_features, packed.out_features) == (unpacked.in_features, unpacked.out_features) == (96, 256)
 
 
-def test_dense_matmul(backend, dtype, random) -> None:
+def test_dense_matmul(backend, device, dtype, random) -> None:
     weight = torch.randn(33, 48, generator=random)
-    x = torch.randn(3, 48, generator=random).to(dtype)
-    matrix = backend.prepare_dense(weight, torch.device("cpu"), dtype)
-    assert_close(backend.matmul(x, matrix), x.double() @ weight.to(dtype).double().T, "matmul")
+    x = torch.randn(3, 48, generator=random).to(device, dtype)
+    matrix = backend.prepare_dense(weight, device, dtype)
+    assert_close(backend.matmul(x, matrix), x.cpu().double() @ weight.to(dtype).double().T, "matmul")
