@@ -1,13 +1,13 @@
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from polybit.errors import FormatError
+from polybit.format import shards
 from polybit.format.checkpoint import Checkpoint
 from polybit.format.shards import ShardWriter
 
@@ -76,28 +76,34 @@ def test_nothing_is_left_without_finish(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# Runs in a process of its own, whose files may not grow beyond 4 KiB: the writes that fail are real.
-LIMITED = """
-import resource, signal, sys, torch
-from pathlib import Path
-from polybit.errors import FormatError
-from polybit.format.shards import ShardWriter
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-try:
-    with ShardWriter(Path(sys.argv[1]), 1 << 20) as writer:
-        writer.add({"a": torch.zeros(100_000)})
-        writer.finish()
-except FormatError as error:
-    print(error)
-"""
+@contextmanager
+def files_limited_to(num_bytes: int) -> Iterator[None]:
+    """Writes beyond fail for real, with "File too large"."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no limit on file sizes")
 def test_a_failing_write_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run([sys.executable, "-c", LIMITED, tmp_path], capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("\n") == 1
-    assert "output-00001.safetensors could not be written: " in run.stdout
+    failing = pytest.raises(FormatError, match=r"output-00001\.safetensors could not be written: .*File too large")
+    with files_limited_to(4096), failing as error, ShardWriter(tmp_path, 1 << 20) as writer:
+        writer.add({"a": of_bytes(100_000)})
+        writer.finish()
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(shards, "save_file", fail)
+    full = pytest.raises(FormatError, match="the disk is full; free some space and run again")
+    with full, ShardWriter(tmp_path, 100) as writer:
+        writer.add({"a": of_bytes(60)})
+        writer.finish()
     assert list(tmp_path.iterdir()) == []
