@@ -17,8 +17,8 @@ class KVPool:
         pages = pages_for(num_tokens)
         shapes = [(2, pages, PAGE_TOKENS, block.attn.num_kv_heads, block.attn.head_dim) for block in model.blocks]
         try:
-            # Zeros, because attention multiplies unwritten rows of a page by weight 0, and 0 * NaN is NaN.
-            self._layers = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+            # Not zeroed, so that a system lends only what is written: attention never reads beyond a sequence's length.
+            self._layers = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU raises the plain kind
             needed = sum(torch.Size(shape).numel() for shape in shapes) * dtype.itemsize
             raise OutOfMemory(

@@ -15,7 +15,7 @@ class Completion:
     finish_reason: FinishReason | None  # "length": max_tokens reached or the context full; None: cut off
     stopped_by: int | str | None  # the stop token or string
     prompt_tokens: int
-    prefill_seconds: float  # from the request to its first token
+    prefill_seconds: float  # from the start to the first token
     decode_seconds: float  # from the first token to the last
 
     @property

@@ -57,7 +57,8 @@ class Engine:
         if not _is_texts(prompt):
             return self.stream(prompt, wanted).drain()
         seeds = [None if wanted.seed is None else wanted.seed + i for i in range(len(prompt))]
-        return [self.stream(text, wanted, seed=seed).drain() for text, seed in zip(prompt, seeds, strict=True)]
+        streams = [self.stream(text, wanted, seed=seed) for text, seed in zip(prompt, seeds, strict=True)]
+        return [stream.drain() for stream in streams]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> "Stream":
         """As `generate`, but yields the text piece by piece."""
@@ -113,6 +114,7 @@ class Engine:
         return room
 
     def _run(self, sequence: Sequence) -> Generator[str, None, None]:
+        sequence.begin()
         try:
             while sequence.finish_reason is None:
                 (token,) = self._runner.run([Part(sequence, min(sequence.num_pending, CHUNK_TOKENS))])

@@ -30,7 +30,7 @@ class Sequence:
         self._text: list[str] = []
         self._stopped_by: int | str | None = None
         self._random = random.Random(params.seed)
-        self._started = time.perf_counter()
+        self._begun = 0.0
         self._token_times: list[float] = []
 
     @property
@@ -41,6 +41,10 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.num_prompt
+
+    def begin(self) -> None:
+        """Start its clock."""
+        self._begun = time.perf_counter()
 
     def uniform(self) -> float:
         """The next number of [0, 1); of 24 bits, so that fp32 never rounds it up to 1."""
@@ -68,7 +72,7 @@ class Sequence:
             finish_reason=self.finish_reason,
             stopped_by=self._stopped_by,
             prompt_tokens=self.num_prompt,
-            prefill_seconds=times[0] - self._started if times else 0.0,
+            prefill_seconds=times[0] - self._begun if times else 0.0,
             decode_seconds=times[-1] - times[0] if times else 0.0,
         )
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -36,7 +38,6 @@ def test_what_is_written_is_read(source):
     for i, (page, offset) in enumerate([(0, 5), (1, 0), (0, 0)]):
         assert torch.equal(keys[page, offset], k[i])
         assert torch.equal(values[page, offset], v[i])
-    assert not pool.pages(0)[0].any()
 
 
 def test_chunks_through_scattered_pages_give_the_logits_of_one_pass(source):
@@ -44,6 +45,9 @@ def test_chunks_through_scattered_pages_give_the_logits_of_one_pass(source):
     tokens = torch.randint(0, 96, (length,), generator=torch.Generator().manual_seed(0))
     expected = model.forward(tokens, *whole_rows(1, length, CPU))
     pool = KVPool(source.spec, 4 * PAGE_TOKENS, torch.float32, CPU)
+    for layer in range(2):
+        for pages in pool.pages(layer):
+            pages.fill_(math.nan)  # what nobody wrote must not matter
     table = torch.tensor([3, 1])
     found = []
     for start, stop in [(0, 100), (100, 101), (101, length)]:

@@ -178,6 +178,12 @@ class TestRandomness:
         alone = [engine.generate(p, self.WANTED, seed=5 + i) for i, p in enumerate(["p", "p", "q"])]
         assert [c.tokens for c in together] == [c.tokens for c in alone]
 
+    def test_a_bad_prompt_in_a_list_fails_before_any_runs(self, say):
+        engine = say("ab")
+        with pytest.raises(RequestError, match="the prompt is empty"):
+            engine.generate(["p", ""], GREEDY)
+        assert engine.steps == []
+
 
 class TestPrefill:
     def test_long_prompts_go_in_chunks(self, say, monkeypatch):
