@@ -1,10 +1,11 @@
-"""A script written for exllamav2 runs as it is."""
+"""A script written for exllamav2 runs as it is, on a model that polybit converted."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import polybit
 from random_model import write_random_model
 from unit.text.folders import byte_level
 
@@ -36,8 +37,11 @@ def run(script: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_script_prints_its_prompt_and_a_completion(tmp_path):
-    folder = write_random_model(tmp_path / "quants" / "llama3-70b-exl2", {"vocab_size": 272})
-    byte_level(folder)
+    source, text = byte_level(write_random_model(tmp_path / "source", {"vocab_size": 288})), tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 50)
+    folder = tmp_path / "quants" / "llama3-70b-exl2"
+    settings = {"calibration": str(text), "rows": 4, "length": 64, "measure_rows": 2, "measure_length": 64}
+    polybit.convert(source, folder, bits=4.6, **settings)
     done = run(SCRIPT, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Write a Tailwind grid system")
