@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from polybit import spec
+from polybit.format import gptq
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import get_backend
 from polybit.model.device import choose_device, choose_dtype
@@ -69,7 +70,8 @@ def load(source: ModelSource, progress: LoadProgress | None = None) -> Model:
     model, options = source.spec, source.options
     device = choose_device(options.device)
     dtype, backend = choose_dtype(options.dtype, device), get_backend(options.backend)
-    weights = FolderWeights(source.checkpoint, backend, device, dtype, _choose_unpacked(source, device, dtype))
+    unpacked, zero_offset = _choose_unpacked(source, device, dtype), gptq.zero_offset(source.config)
+    weights = FolderWeights(source.checkpoint, backend, device, dtype, unpacked, zero_offset)
     tell = progress or (lambda done, total: None)
     total = len(model.blocks) + 2
     embedding = weights.embedding(model.embedding)

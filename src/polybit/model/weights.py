@@ -39,6 +39,7 @@ class FolderWeights:
     device: torch.device
     dtype: torch.dtype
     unpacked: bool
+    gptq_zero_offset: int = 1
 
     def linear(self, node: spec.Linear) -> Linear:
         matrix, bias = self._matrix(node)
@@ -76,7 +77,7 @@ class FolderWeights:
                 packed = exl2.read(self.checkpoint, node.key, node)
                 return backend.prepare_exl2(packed, *prepared_for), packed.bias
             case "gptq":
-                grouped = gptq.read(self.checkpoint, node.key, node)
+                grouped = gptq.read(self.checkpoint, node.key, node, self.gptq_zero_offset)
                 return backend.prepare_gptq(grouped, *prepared_for), grouped.bias
             case _:
                 weight, bias = read_dense(self.checkpoint, node)
