@@ -35,6 +35,20 @@ def test_dequantize_equals_the_definition(case: Case, prescale: float) -> None:
     np.testing.assert_array_equal(bit_pattern(dequantize(tensor, prescale)), bit_pattern(model_of(tensor, prescale)))
 
 
+@pytest.mark.gpu
+@given(case=cases(), prescale=st.sampled_from([1.0, 0.22]))
+@settings(max_examples=40, deadline=None)
+def test_other_devices_agree_to_the_bit(case: Case, prescale: float) -> None:
+    tensor, device = case.encode(), torch.device("cuda")
+    moved = encode(
+        case.q.to(device), case.codes.to(device), case.scale_max.to(device), case.layout, case.perm.to(device)
+    )
+    assert torch.equal(moved.q_weight.cpu(), tensor.q_weight)
+    assert torch.equal(moved.q_scale.cpu(), tensor.q_scale)
+    on_device = dequantize(tensor.to(device), prescale).cpu()
+    np.testing.assert_array_equal(bit_pattern(on_device), bit_pattern(dequantize(tensor, prescale)))
+
+
 @given(case=cases())
 @settings(max_examples=40, deadline=None)
 def test_encode_keeps_every_number_and_pads_with_zeros(case: Case) -> None:

@@ -60,6 +60,14 @@ def test_activation_order_takes_each_row_to_its_own_group(seed: int) -> None:
     np.testing.assert_array_equal(dequantize(tensor).numpy(), model_of(tensor, groups.tolist()))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("groups", [None, torch.arange(64) % 4])
+def test_other_devices_agree_to_the_bit(groups: torch.Tensor | None) -> None:
+    tensor = random_gptq(3, groups)
+    on_device = dequantize(tensor.to(torch.device("cuda")), 0.22).cpu()
+    np.testing.assert_array_equal(on_device.numpy().view(np.uint16), dequantize(tensor, 0.22).numpy().view(np.uint16))
+
+
 def test_prescale_multiplies_the_scales_in_half() -> None:
     tensor = random_gptq(0)
     scaled = replace(tensor, scales=(tensor.scales.float() * 0.3).half())
