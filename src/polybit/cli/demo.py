@@ -6,14 +6,15 @@ from typing import Annotated
 
 import typer
 
-import polybit
 from polybit import env
 from polybit.cli.console import note, results
 from polybit.cli.convert import run_conversion
 from polybit.cli.demo_model import NAME, fetch_gguf
 from polybit.cli.generate import print_stream
+from polybit.cli.loading import load_engine
 from polybit.format import gguf
-from polybit.quantizer.convert import ConvertOptions
+from polybit.model.options import LoadOptions
+from polybit.quantizer.options import ConvertOptions
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 
@@ -29,7 +30,7 @@ def demo(
     source = export_once(fetch_gguf(folder), folder / NAME)
     quantized = convert_once(source, folder / f"{NAME}-{bits:g}bpw", bits)
     note(f"asking: {QUESTION}")
-    engine = polybit.load(quantized)
+    engine = load_engine(str(quantized), LoadOptions())
     print_stream(engine.stream_chat([{"role": "user", "content": QUESTION}], temperature=0.0, max_tokens=48))
     results.print(closing(source, quantized))
 

@@ -1,0 +1,6 @@
+"""Converts a model to EXL2 with the flags of exllamav2's convert.py; `polybit convert` has better names."""
+
+from polybit.cli.original_convert import main
+
+if __name__ == "__main__":
+    main()

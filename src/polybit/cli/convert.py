@@ -1,0 +1,114 @@
+"""`polybit convert`: an unquantized model to an EXL2 folder."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from polybit.cli.console import note, notes, results
+from polybit.cli.flags import Flag, settings
+from polybit.format import gguf
+from polybit.format.hub import local_folder
+from polybit.quantizer.convert import convert as convert_folder
+from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult
+
+CONVERSION: Mapping[str, Flag] = {
+    "bits": Flag("Average bits per weight of the layers, everything that is stored for them counted", short="-b"),
+    "head_bits": Flag("Bits of the last matrix: 2, 3, 4, 5, 6 or 8"),
+    "calibration": Flag(
+        "Calibration text: a .txt, .jsonl or .parquet file, a folder of them, or a dataset's id on the Hub",
+        short="-c",
+        default="text found on this machine",
+    ),
+    "rows": Flag("Rows of calibration text"),
+    "length": Flag("Tokens a row"),
+    "measure_rows": Flag("Rows for the measuring pass"),
+    "measure_length": Flag("Tokens a row of the measuring pass"),
+    "method": Flag("How to round"),
+    "shard_mb": Flag("Megabytes a weight file; 0: one file"),
+    "work_dir": Flag("Folder for unfinished work", default="a hidden one inside OUT, deleted at the end"),
+    "measurement": Flag("Use this measurement of an earlier run instead of measuring"),
+    "save_measurement": Flag("Keep the measurement in this file"),
+    "measure_only": Flag("Stop after measuring"),
+    "resume": Flag("Go on where an interrupted run stopped, or start over"),
+    "device": Flag("One of cpu, cuda, cuda:1, mps", default="CUDA if there is one, else cpu"),
+    "rope_scale": Flag("Stretch positions linearly by this factor while calibrating"),
+    "rope_alpha": Flag("Stretch positions the NTK way by this alpha while calibrating"),
+}
+
+
+@settings(ConvertOptions, "Conversion", CONVERSION)
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN", help="Folder of an unquantized model, its id on the Hub, or a .gguf file.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; new or empty.", show_default=False)],
+    options: ConvertOptions,
+) -> None:
+    """Convert a model to EXL2. Can be interrupted; the same command goes on where it stopped."""
+    if source.lower().endswith(".gguf"):
+        with unpacked_gguf(Path(source).expanduser(), out) as folder:
+            result = run_conversion(folder, out, options)
+    else:
+        result = run_conversion(local_folder(source), out, options)
+    results.print(result_table(result))
+
+
+def run_conversion(source: Path, out: Path, options: ConvertOptions) -> ConvertResult:
+    """Convert under a progress bar."""
+    try:
+        with conversion_progress() as report:
+            return convert_folder(source, out, options, report)
+    except KeyboardInterrupt:
+        note("what is done is kept: run the same command again to go on")
+        raise
+
+
+@contextmanager
+def unpacked_gguf(path: Path, out: Path) -> Iterator[Path]:
+    """The GGUF file as a model folder beside `out`, deleted once the conversion is through."""
+    folder = out.with_name(f".{out.name}.source")
+    if not (folder / "config.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        note(f"unpacking {path.name} to 16 bits a weight")
+        gguf.export(path, folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def conversion_progress() -> Iterator[Callable[[ConvertProgress], None]]:
+    """A bar over the whole job on a terminal, and a note for every stage that begins."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *times, console=notes, transient=True, disable=not notes.is_terminal) as bar:
+        task, stages = bar.add_task("starting", total=1.0), set[str]()
+
+        def report(progress: ConvertProgress) -> None:
+            if progress.stage not in stages:
+                stages.add(progress.stage)
+                note(f"stage: {progress.stage}")
+            where = f"{progress.stage} {progress.layer}/{progress.num_layers}"
+            bar.update(task, description=where, completed=progress.fraction)
+
+        yield report
+
+
+def result_table(result: ConvertResult) -> Table:
+    table = Table.grid(padding=(0, 2))
+    if result.errors:
+        worst = max(result.errors, key=lambda name: result.errors[name])
+        table.add_row("EXL2 model", str(result.folder))
+        table.add_row("bits per weight", f"{result.bits:.3f}")
+        table.add_row("largest error", f"{result.errors[worst]:.3f} of the output of {worst}")
+    table.add_row("measurement", str(result.measurement))
+    table.add_row("took", ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items()))
+    return table

@@ -1,0 +1,59 @@
+"""The package as others see it: what it exports, and versions that agree with each other."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import polybit
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_all_lists_exactly_what_polybit_exports() -> None:
+    exported = {name for name, value in vars(polybit).items() if not inspect.ismodule(value)}
+    public = {name for name in exported if not name.startswith("_")}
+    assert set(polybit.__all__) == public | {"__version__"}
+    assert len(polybit.__all__) == len(set(polybit.__all__))
+
+
+@pytest.mark.parametrize("name", ["exllamav2", "exllamav2.generator"])
+def test_the_drop_in_face_exports_what_it_lists(name: str) -> None:
+    module = importlib.import_module(name)
+    assert all(hasattr(module, exported) for exported in module.__all__)
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## {polybit.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *(text for texts in project["optional-dependencies"].values() for text in texts),
+    ]
+    pins = pinned()
+    for requirement in map(Requirement, wanted):
+        if requirement.name != "polybit":
+            versions = pins[normalized(requirement.name)]
+            assert all(version in requirement.specifier for version in versions), requirement
+
+
+def pinned() -> dict[str, list[str]]:
+    """Versions by package out of constraints.txt; some have one for each Python version."""
+    versions: dict[str, list[str]] = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            pin = Requirement(line)
+            assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), line
+            versions.setdefault(normalized(pin.name), []).append(str(pin.specifier).removeprefix("=="))
+    return versions
+
+
+def normalized(name: str) -> str:
+    return name.lower().replace("_", "-")
