@@ -49,6 +49,9 @@ def random_tensors(model: spec.Model, seed: int) -> dict[str, Tensor]:
         shapes[f"{linear.key}.weight"] = (linear.out_features, linear.in_features)
         if linear.bias:
             shapes[f"{linear.key}.bias"] = (linear.out_features,)
+    for block in model.blocks:
+        if isinstance(block.mlp, spec.SparseMoe):
+            shapes[f"{block.mlp.router_key}.weight"] = (len(block.mlp.experts), model.hidden_size)
     for name in set(vector_names(model)) - set(shapes):
         shapes[name] = (model.hidden_size,)
     return {

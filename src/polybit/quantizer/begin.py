@@ -11,9 +11,9 @@ from polybit.errors import FormatError, JobError, UnsupportedModel
 from polybit.format.exl2 import storage_bits
 from polybit.model.source import ModelSource
 from polybit.quantizer.allocate import Choice, budget_of
-from polybit.quantizer.calibration import Calibration, Shape, read_calibration
+from polybit.quantizer.calibration import Calibration, Shape, fingerprint, read_calibration
 from polybit.quantizer.candidates import HEAD_SETS
-from polybit.quantizer.job import Job, Progress
+from polybit.quantizer.job import Job, Progress, corrupt
 from polybit.quantizer.measurement import read_measurement, write_measurement
 from polybit.quantizer.options import ConvertOptions
 from polybit.quantizer.slots import slots_of
@@ -21,6 +21,7 @@ from polybit.text.tokenizer import Tokenizer
 
 WORK_FOLDER = ".polybit-job"
 HEADER_BYTES = 1 << 16
+TOKENS, RECORD = "tokens", "calibration"  # names of kept files
 
 # Options that change what a job computes; the others may differ when it is resumed.
 IDENTITY = (
@@ -61,12 +62,22 @@ def open_job(source: ModelSource, out: Path, options: ConvertOptions) -> Job:
     measurement = None if options.measurement is None else read_measurement(options.measurement, source.spec)
     folder.mkdir(parents=True, exist_ok=True)
     job = Job(folder, identity)
-    job.keep_tensors("tokens", {"tokens": calibration.tokens})
-    job.keep_json("calibration", calibration.record)
+    job.keep_tensors(TOKENS, {"tokens": calibration.tokens})
+    job.keep_json(RECORD, calibration.record)
     if measurement is not None:
         write_measurement(folder / "measurement.json", source.spec, measurement)
     job.save(Progress("measure" if measurement is None else "quantize"))
     return job
+
+
+def read_kept_calibration(job: Job) -> Calibration:
+    """What open_job kept. JobError where either file is damaged."""
+    tokens, record = job.kept_tensors(TOKENS).get("tokens"), job.kept_json(RECORD)
+    if tokens is None:
+        raise corrupt(job.folder / f"{TOKENS}.safetensors")
+    if not isinstance(record, dict) or record.get("sha256") != fingerprint(tokens):
+        raise corrupt(job.folder / f"{RECORD}.json")
+    return Calibration(tokens, record)
 
 
 def _identity(source: ModelSource, options: ConvertOptions) -> Iterator[tuple[str, Any]]:

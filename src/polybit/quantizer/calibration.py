@@ -101,9 +101,14 @@ def _finish(
         "length": shape.length,
         "dataset": dataset.rstrip("/").rpartition("/")[2] or dataset,
         "tokens_by_source": composition,
-        "sha256": hashlib.sha256(rows.numpy().astype("<i8").tobytes()).hexdigest(),
+        "sha256": fingerprint(rows),
     }
     return Calibration(rows, record)
+
+
+def fingerprint(tokens: Tensor) -> str:
+    """SHA-256 of the tokens as little-endian 64-bit integers."""
+    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def _text_length(shape: Shape) -> int:

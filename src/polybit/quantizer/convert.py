@@ -20,7 +20,7 @@ from polybit.model.options import LoadOptions
 from polybit.model.source import ModelSource, open_model
 from polybit.modules.rope import rope_tables
 from polybit.quantizer.allocate import Choice, allocate
-from polybit.quantizer.begin import check_source, open_job
+from polybit.quantizer.begin import check_source, open_job, read_kept_calibration
 from polybit.quantizer.calibration import Calibration
 from polybit.quantizer.job import Job
 from polybit.quantizer.measurement import option_json, read_measurement, read_option, write_measurement
@@ -168,7 +168,7 @@ class Conversion:
 
     @cached_property
     def calibration(self) -> Calibration:
-        return Calibration(self.job.kept_tensors("tokens")["tokens"], self.job.kept_json("calibration"))
+        return read_kept_calibration(self.job)
 
     @cached_property
     def slots(self) -> list[Slot]:

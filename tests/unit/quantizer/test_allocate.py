@@ -1,7 +1,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polybit.errors import JobError
@@ -26,6 +26,7 @@ def best(slots: list[list[Choice]], budget: int) -> float:
     return min(loss for cost, loss in answers if cost <= budget)
 
 
+@settings(max_examples=30, deadline=None)
 @given(SLOTS, st.floats(0, 1))
 def test_never_above_the_budget_and_near_the_best(slots: list[list[Choice]], share: float) -> None:
     lowest, highest = reach(slots)
@@ -38,6 +39,7 @@ def test_never_above_the_budget_and_near_the_best(slots: list[list[Choice]], sha
         assert loss <= best(slots, budget - slack) + 1e-9
 
 
+@settings(max_examples=30, deadline=None)
 @given(SLOTS, st.floats(0, 1), st.floats(0, 1))
 def test_improves_with_the_budget(slots: list[list[Choice]], a: float, b: float) -> None:
     lowest, highest = reach(slots)
@@ -46,6 +48,7 @@ def test_improves_with_the_budget(slots: list[list[Choice]], a: float, b: float)
         assert total(slots, allocate(slots, large, 1))[1] <= total(slots, allocate(slots, small, 1))[1] + 1e-9
 
 
+@settings(max_examples=30, deadline=None)
 @given(SLOTS, st.floats(0, 1))
 def test_nothing_that_helps_still_fits(slots: list[list[Choice]], share: float) -> None:
     lowest, highest = reach(slots)

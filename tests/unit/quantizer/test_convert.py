@@ -1,0 +1,263 @@
+"""Whole conversions of tiny models: what comes out, what is refused, and what a kill leaves behind."""
+
+import json
+import re
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from polybit.errors import CalibrationError, FormatError, JobError, PolybitError
+from polybit.format import exl2, files
+from polybit.model.model import load
+from polybit.model.options import LoadOptions
+from polybit.model.source import open_model
+from polybit.modules.step import whole_rows
+from polybit.quantizer import begin, job
+from polybit.quantizer.convert import ConvertOptions, ConvertProgress, ConvertResult, convert
+
+from .conftest import Make
+
+
+def options(text: Path, **changes: Any) -> ConvertOptions:
+    small = ConvertOptions(bits=4.5, calibration=str(text), rows=3, length=64, measure_rows=2, measure_length=32)
+    return replace(small, device="cpu", **changes)
+
+
+def logits(folder: Path) -> Tensor:
+    model = load(open_model(folder, LoadOptions(device="cpu")))
+    tokens = torch.randint(0, 256, (64,), generator=torch.Generator().manual_seed(1))
+    return model.forward(tokens, *whole_rows(1, 64, torch.device("cpu")))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def done(tiny: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> ConvertResult:
+    return convert(tiny, tmp_path_factory.mktemp("out") / "model", options(text))
+
+
+def test_stays_within_its_bits_and_spends_them(tiny: Path, done: ConvertResult) -> None:
+    source, result = open_model(tiny).spec, open_model(done.folder).checkpoint
+    stored = [exl2.read(result, linear.key, linear) for linear in source.linears]
+    bits = sum(tensor.num_bits for tensor in stored) / sum(t.in_features * t.out_features for t in stored)
+    assert bits == pytest.approx(done.bits)
+    assert 4.4 < bits <= 4.5
+
+
+def test_the_result_predicts_nearly_what_the_source_does(tiny: Path, text: Path, tmp_path: Path) -> None:
+    off = {}
+    for bits in (4.0, 8.3):
+        result = convert(tiny, tmp_path / f"{bits}", options(text, bits=bits, head_bits=8))
+        off[bits] = float((logits(result.folder) - logits(tiny)).norm() / logits(tiny).norm())
+    assert off[8.3] < 0.05 < off[4.0] < 1
+
+
+def test_config_says_what_was_done(tiny: Path, done: ConvertResult, text: Path) -> None:
+    config = json.loads((done.folder / "config.json").read_text())
+    record = config.pop("quantization_config")
+    assert config == json.loads((tiny / "config.json").read_text())
+    assert (record["quant_method"], record["bits"], record["head_bits"]) == ("exl2", 4.5, 6)
+    calibration = record["calibration"]
+    assert (calibration["rows"], calibration["length"], calibration["dataset"]) == (3, 64, text.name)
+    assert len(calibration["sha256"]) == 64
+
+
+def test_other_files_come_along_and_the_job_is_gone(tiny: Path, done: ConvertResult) -> None:
+    assert sorted(path.name for path in done.folder.iterdir()) == [
+        "config.json",
+        "measurement.json",
+        "output.safetensors",
+        "tokenizer.json",
+    ]
+    assert (done.folder / "tokenizer.json").read_bytes() == (tiny / "tokenizer.json").read_bytes()
+
+
+def test_unquantized_tensors_are_fp16(tiny: Path, done: ConvertResult) -> None:
+    source, found = load_file(tiny / "model.safetensors"), load_file(done.folder / "output.safetensors")
+    plain = {name for name in found if name.endswith(".weight")}
+    assert plain == {name for name in source if "norm" in name or "embed" in name}
+    assert all(found[name].dtype == torch.float16 and torch.equal(found[name], source[name]) for name in plain)
+
+
+def test_same_bytes_at_every_run(tiny: Path, text: Path, done: ConvertResult, tmp_path: Path) -> None:
+    assert contents(convert(tiny, tmp_path / "out", options(text)).folder) == contents(done.folder)
+
+
+def test_same_bytes_after_kills_at_any_write(
+    tiny: Path, text: Path, done: ConvertResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at its first write, then at its second, ...: each run gets further, because every layer is saved."""
+    monkeypatch.setattr(job, "CHECKPOINT_SECONDS", 0.0)
+    left, sync, kills = 0, files.sync, 0
+
+    def dying_sync(path: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        sync(path)
+
+    monkeypatch.setattr(files, "sync", dying_sync)
+    while True:
+        left = kills
+        try:
+            result = convert(tiny, tmp_path / "out", options(text))
+            break
+        except KeyboardInterrupt:
+            kills += 1
+    assert kills > 5
+    assert contents(result.folder) == contents(done.folder)
+
+
+def test_progress_grows_to_one(tiny: Path, text: Path, tmp_path: Path) -> None:
+    told: list[ConvertProgress] = []
+    convert(tiny, tmp_path / "out", options(text), told.append)
+    fractions = [event.fraction for event in told]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == pytest.approx(1)
+    assert {event.stage for event in told} == {"measure", "quantize", "head", "write"}
+
+
+def test_a_measurement_serves_any_bits(tiny: Path, text: Path, done: ConvertResult, tmp_path: Path) -> None:
+    """Measured once, another conversion with the same bits gives the same weights, and other bits are to be had."""
+    again = convert(tiny, tmp_path / "same", options(text, measurement=done.measurement))
+    assert "measure" not in again.seconds
+    name = "output.safetensors"
+    assert (again.folder / name).read_bytes() == (done.folder / name).read_bytes()
+    assert convert(tiny, tmp_path / "less", options(text, bits=4.0, measurement=done.measurement)).bits <= 4.0
+
+
+def test_measuring_alone(tiny: Path, text: Path, done: ConvertResult, tmp_path: Path) -> None:
+    saved = tmp_path / "m.json"
+    convert(tiny, tmp_path / "out", options(text, measure_only=True, save_measurement=saved))
+    assert saved.read_bytes() == done.measurement.read_bytes()
+
+
+def test_a_tied_model_gets_a_head_of_its_own(make_model: Make, text: Path, tmp_path: Path) -> None:
+    source = make_model(tie_word_embeddings=True)
+    result = convert(source, tmp_path / "out", options(text, head_bits=8))
+    names = load_file(result.folder / "output.safetensors")
+    assert "lm_head.q_weight" in names
+    assert "model.embed_tokens.weight" in names
+    assert float((logits(result.folder) - logits(source)).norm() / logits(source).norm()) < 0.5
+
+
+MOE = {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+PARALLEL = {"architectures": ["CohereForCausalLM"], "model_type": "cohere", "layer_norm_eps": 1e-5, "logit_scale": 0.25}
+
+
+@pytest.mark.parametrize("config", [MOE, PARALLEL], ids=["experts", "parallel"])
+def test_other_kinds_of_blocks(config: dict[str, Any], make_model: Make, text: Path, tmp_path: Path) -> None:
+    source = make_model(**config, tie_word_embeddings=config is PARALLEL)
+    result = convert(source, tmp_path / "out", options(text, bits=8.2, head_bits=8))
+    assert float((logits(result.folder) - logits(source)).norm() / logits(source).norm()) < 0.08
+
+
+# ---- refusals
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tiny: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(JobError, match=r"is not empty \(it holds letter\.txt\)"):
+        convert(tiny, tmp_path, options(text))
+    assert contents(tmp_path) == {"letter.txt": b"mine"}
+
+
+@pytest.fixture(scope="module")
+def half_done(tiny: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result folder of a conversion that was stopped after measuring."""
+    out = tmp_path_factory.mktemp("half") / "out"
+    convert(tiny, out, options(text, measure_only=True))
+    return out
+
+
+@pytest.fixture
+def interrupted(half_done: Path, tmp_path: Path) -> Path:
+    """A copy of it to go on with, or to damage."""
+    shutil.copytree(half_done, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_a_job_with_other_options_is_not_continued(tiny: Path, text: Path, interrupted: Path) -> None:
+    with pytest.raises(JobError, match=r"belongs to a job with bits 4\.5, not 5\.5"):
+        convert(tiny, interrupted, options(text, bits=5.5))
+    assert convert(tiny, interrupted, options(text, bits=5.5, resume=False)).bits > 5
+
+
+def test_a_job_of_another_model_is_not_continued(text: Path, make_model: Make, interrupted: Path) -> None:
+    with pytest.raises(JobError, match="belongs to a job with model"):
+        convert(make_model(num_hidden_layers=1), interrupted, options(text))
+
+
+@pytest.mark.parametrize("damaged", ["job.json", "measurement.json", "tokens.safetensors", "calibration.json"])
+@pytest.mark.parametrize("how", [b"", b"{", b'{"version": 1}', b"[" * 9999])
+def test_a_damaged_job_is_refused_in_one_line(
+    damaged: str, how: bytes, tiny: Path, text: Path, interrupted: Path
+) -> None:
+    (interrupted / begin.WORK_FOLDER / damaged).write_bytes(how)
+    with pytest.raises(JobError, match=rf"^[^\n]*{damaged}[^\n]*$"):
+        convert(tiny, interrupted, options(text))
+
+
+@pytest.mark.parametrize("bits", [1.5, 20.0])
+def test_bits_out_of_reach_are_refused_before_any_work(bits: float, tiny: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=f"^{bits:g} bits per weight cannot be reached"):
+        convert(tiny, tmp_path / "out", options(text, bits=bits))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"bits": float("nan")}, {"head_bits": 7}, {"method": "awq"}, {"rows": 0}, {"length": 1}]
+)
+def test_options_without_sense_are_refused(change: dict[str, Any], tiny: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=rf"^{next(iter(change))} .*expected"):
+        convert(tiny, tmp_path / "out", options(text, **change))
+
+
+def test_too_little_text_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    with pytest.raises(CalibrationError, match="has 9 tokens, but 3 rows of 64 tokens need 192"):
+        convert(tiny, tmp_path / "out", options(short))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_source_is_refused(done: ConvertResult, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"quantized already \(exl2\)"):
+        convert(done.folder, tmp_path / "out", options(text))
+
+
+def test_a_full_disk_is_seen_before_the_work(
+    tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 5, 5))
+    with pytest.raises(JobError, match=r"0\.00 GB free, but converting needs"):
+        convert(tiny, tmp_path / "out", options(text))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"])
+def test_a_weight_that_is_no_number_is_named(
+    name: str, value: float, make_model: Make, text: Path, tmp_path: Path
+) -> None:
+    source = make_model()
+    tensors = load_file(source / "model.safetensors")
+    tensors[name].view(-1)[7] = value
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(PolybitError, match=rf"^{re.escape(name)} holds NaN or infinity"):
+        convert(source, tmp_path / "out", options(text))
