@@ -22,8 +22,7 @@ from polybit.errors import (
 from polybit.generator import Completion, Engine, SamplingParams, Stream, load
 from polybit.model.options import LoadOptions
 from polybit.quantizer.convert import ConvertOptions, ConvertProgress, ConvertResult, convert
-
-__version__ = "0.1.0"
+from polybit.version import __version__
 
 __all__ = [
     "CalibrationError",

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-import polybit
 from polybit import spec
 from polybit.format import exl2, folder
 from polybit.format.shards import ShardWriter
 from polybit.model.source import ModelSource
 from polybit.quantizer.job import Job
 from polybit.quantizer.stored import attention_norms, embedding_tensors, norm_tensors, router_tensors
+from polybit.version import __version__
 
 Tensors = Mapping[str, Tensor]
 
@@ -37,7 +37,7 @@ def write_model(
             writer.add(tensors)
         writer.finish()
     folder.copy_companions(source.folder, target)
-    config = folder.patched_config(source.config, bits, head_bits, record, polybit.__version__)
+    config = folder.patched_config(source.config, bits, head_bits, record, __version__)
     folder.write_config(target, config)
 
 
