@@ -1,6 +1,7 @@
 """`polybit demo`: the whole way once, with a small real model: fetch, convert, talk. Finished parts are kept."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -55,13 +56,14 @@ def convert_once(source: Path, target: Path, bits: float) -> Path:
 
 def closing(source: Path, quantized: Path) -> str:
     """Where everything is, and what to try next."""
+    program = "polybit" if shutil.which("polybit") else str(Path(sys.executable).with_name("polybit"))
     return f"""
 Everything is here:
   original, 16 bits a weight   {source}
   EXL2                         {quantized}
 
 Try next:
-  polybit chat {quantized}
-  polybit inspect {quantized}
-  polybit convert {source} another-folder -b 3.0
-  polybit eval {quantized} --text a-text-of-yours.txt --reference {source} --rows 20 --length 512"""
+  {program} chat {quantized}
+  {program} inspect {quantized}
+  {program} convert {source} another-folder -b 3.0
+  {program} eval {quantized} --text some-text.txt --reference {source} --rows 20 --length 512"""
