@@ -75,13 +75,12 @@ def _take(documents: Iterator[str], needed: int, encode: Encode, at_most: int | 
     """The first `needed` tokens of the documents, `at_most` of each."""
     stream = list[int]()
     for document in documents:
-        for start in range(0, len(document), ENCODE_BLOCK):
+        length = len(document) if at_most is None else 1  # the first block is enough for a share of a document
+        for start in range(0, length, ENCODE_BLOCK):
+            stream += encode(document[start : start + ENCODE_BLOCK])[:at_most]
             if len(stream) >= needed:
                 return stream[:needed]
-            stream += encode(document[start : start + ENCODE_BLOCK])[:at_most]
-            if at_most is not None:
-                break
-    return stream[:needed]
+    return stream
 
 
 def _finish(
