@@ -1,11 +1,11 @@
 """Low-bit LLM inference and EXL2 quantization on any machine that runs torch.
 
-    import polybit
+import polybit
 
-    engine = polybit.load("model-4.0bpw")
-    print(engine.generate("Once upon a time", max_tokens=64).text)
+engine = polybit.load("model-4.0bpw")
+print(engine.generate("Once upon a time", max_tokens=64).text)
 
-    polybit.convert("SmolLM2-135M-Instruct", "out", bits=4.0)
+polybit.convert("SmolLM2-135M-Instruct", "out", bits=4.0)
 """
 
 from polybit.errors import (

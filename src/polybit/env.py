@@ -14,5 +14,5 @@ def cache_dir() -> Path:
 
 
 def device() -> str | None:
-    """Device to use where none is named (`cpu`, `cuda`, `cuda:1`, `mps`): POLYBIT_DEVICE, else None (polybit chooses)."""
+    """Device to use where none is named (`cpu`, `cuda`, `cuda:1`, `mps`): POLYBIT_DEVICE; None: polybit chooses."""
     return os.environ.get("POLYBIT_DEVICE") or None

@@ -1,4 +1,6 @@
-"""Every error that polybit raises on purpose. A message is one line: where, what was found, what was expected, what to do.
+"""Every error that polybit raises on purpose.
+
+A message is one line: where, what was found, what was expected, what to do.
 
 PolybitError
 ├── ConfigError        config.json or a tokenizer file is missing, malformed, or holds a key that nothing reads

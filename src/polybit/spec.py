@@ -1,10 +1,10 @@
-"""What a decoder-only transformer IS, as frozen data: every matrix, norm and rotary table of a model, by name and shape.
+"""What a decoder-only transformer IS, as frozen data: every matrix, norm and rotary table, by name and shape.
 
-One description, many readers: the builder, the weight loader, the quantizer (which matrices share an input), the memory plan
-and `inspect` all read it. `arch/` writes it from a config.json. It holds no tensors and imports no torch.
+One description, many readers: the builder, the weight loader, the quantizer (which matrices share an input), the memory
+plan and `inspect` all read it. `arch/` writes it from a config.json. It holds no tensors and imports no torch.
 
-Names are the ones that EXL2 files use ("internal" names). Where an unquantized checkpoint names or fuses things otherwise,
-`Model.renames` and `Linear.source` say how to get from its names to these.
+Names are the ones that EXL2 files use ("internal" names). Where an unquantized checkpoint names or fuses things
+otherwise, `Model.renames` and `Linear.source` say how to get from its names to these.
 """
 
 import enum
@@ -26,7 +26,7 @@ class Activation(enum.Enum):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a matrix lies inside a larger tensor `{key}.weight` of an unquantized checkpoint (and its bias in `{key}.bias`).
+    """Where a matrix lies in a larger tensor `{key}.weight` of an unquantized checkpoint (its bias in `{key}.bias`).
 
     Axis `axis` of the stored tensor is cut into `runs` equal runs, rows [start, stop) of each run are taken and joined,
     and the result is transposed if the checkpoint stores [in, out].
@@ -125,7 +125,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class YarnScaling:
-    """YaRN (arXiv 2309.00071): a ramp between interpolated and kept frequencies, and a scale on the attention logits."""
+    """YaRN (arXiv 2309.00071): a ramp between interpolated and kept frequencies, and a scale on attention logits."""
 
     factor: float
     original_length: int
@@ -137,7 +137,7 @@ class YarnScaling:
 
 @dataclass(frozen=True)
 class LongRopeScaling:
-    """LongRoPE (arXiv 2402.13753): one divisor a frequency; the long list where the context at load exceeds the original."""
+    """LongRoPE (arXiv 2402.13753): one divisor a frequency; the long list where the context exceeds the original."""
 
     short_factors: tuple[float, ...]
     long_factors: tuple[float, ...]
@@ -170,7 +170,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Attention:
-    """Causal grouped-query attention. softcap: c * tanh(logit / c). window: how many tokens a query sees, itself included."""
+    """Causal grouped-query attention. softcap: c * tanh(logit / c). window: tokens that a query sees, with itself."""
 
     q: Linear
     k: Linear
@@ -223,7 +223,7 @@ class PlainMlp:
 class SparseMoe:
     """Each token goes through its `top_k` experts, weighted by a softmax over the router's logits.
 
-    The router `{router_key}.weight` [experts, hidden] is never quantized. `renormalise` makes the chosen weights sum to 1.
+    The router `{router_key}.weight` [experts, hidden] is never quantized. `renormalise`: the chosen weights sum to 1.
     """
 
     router_key: str
@@ -268,7 +268,7 @@ Block = SequentialBlock | ParallelBlock
 
 @dataclass(frozen=True)
 class Head:
-    """Logits. `tied`: an unquantized checkpoint may lack `{linear.key}.weight` and then means the embedding's matrix."""
+    """Logits. `tied`: an unquantized checkpoint may lack `{linear.key}.weight`, meaning the embedding's matrix."""
 
     linear: Linear
     tied: bool
@@ -278,8 +278,11 @@ class Head:
 
 @dataclass(frozen=True)
 class Model:
-    """A whole model. `renames`: ordered (old, new) substring replacements on a checkpoint's tensor names; a leading `^` in old
-    binds it to the name's start; they change nothing in names that are internal already."""
+    """A whole model.
+
+    `renames`: ordered (old, new) substring replacements on a checkpoint's tensor names; a leading `^` in old binds it to
+    the name's start; they change nothing in names that are internal already.
+    """
 
     architecture: str
     embedding: Embedding
