@@ -280,8 +280,8 @@ class Head:
 class Model:
     """A whole model.
 
-    `renames`: ordered (old, new) substring replacements on a checkpoint's tensor names; a leading `^` in old binds it to
-    the name's start; they change nothing in names that are internal already.
+    `renames`: ordered (old, new) substring replacements on a checkpoint's tensor names; a leading `^` in old binds it
+    to the name's start; they change nothing in names that are internal already.
     """
 
     architecture: str
