@@ -13,7 +13,6 @@ from rich.table import Table
 from polybit.cli.console import note, notes, results
 from polybit.cli.flags import Flag, settings
 from polybit.format import gguf
-from polybit.format.hub import local_folder
 from polybit.quantizer.convert import convert as convert_folder
 from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult
 
@@ -58,11 +57,11 @@ def convert(
         with unpacked_gguf(Path(source).expanduser(), out) as folder:
             result = run_conversion(folder, out, options)
     else:
-        result = run_conversion(local_folder(source), out, options)
+        result = run_conversion(source, out, options)
     results.print(result_table(result))
 
 
-def run_conversion(source: Path, out: Path, options: ConvertOptions) -> ConvertResult:
+def run_conversion(source: str | Path, out: Path, options: ConvertOptions) -> ConvertResult:
     """Convert under a progress bar."""
     try:
         with conversion_progress() as report:

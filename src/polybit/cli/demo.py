@@ -31,7 +31,7 @@ def demo(
     source = export_once(fetch_gguf(folder), folder / NAME)
     quantized = convert_once(source, folder / f"{NAME}-{bits:g}bpw", bits)
     note(f"asking: {QUESTION}")
-    engine = load_engine(str(quantized), LoadOptions())
+    engine = load_engine(quantized, LoadOptions())
     print_stream(engine.stream_chat([{"role": "user", "content": QUESTION}], temperature=0.0, max_tokens=48))
     results.print(closing(source, quantized))
 

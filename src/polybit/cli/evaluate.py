@@ -14,11 +14,10 @@ from polybit.cli.loading import load_model
 from polybit.cli.shared_options import ModelName, loading
 from polybit.errors import ConfigError, RequestError
 from polybit.format.files import atomic_write_json
-from polybit.format.hub import local_folder
 from polybit.model.evaluate import Score, cut_windows
 from polybit.model.evaluate import evaluate as score_model
-from polybit.model.model import Model
 from polybit.model.options import LoadOptions
+from polybit.model.source import ModelSource, open_model
 from polybit.text import Tokenizer
 
 
@@ -41,11 +40,12 @@ def evaluate(
     The text is cut into windows that do not overlap, each judged by itself. Where the model needs a BOS token, each
     window begins with one.
     """
-    judged = load_model(model, options)
-    windows = tokenize(judged, Tokenizer.open(local_folder(model)), read_text(text), length, rows)
-    compared = None if reference is None else load_model(reference, options)
+    source = open_model(model, options)
+    compared = None if reference is None else open_model(reference, options)
+    windows = tokenize(source, read_text(text), length, rows)
+    judged, expected = load_model(source), None if compared is None else load_model(compared)
     with progress("evaluating") as advance:
-        score = score_model(judged, windows, compared, advance)
+        score = score_model(judged, windows, expected, advance)
     if json_file is not None:
         atomic_write_json(json_file, asdict(score))
     results.print(score_table(score))
@@ -59,12 +59,12 @@ def read_text(path: Path) -> str:
         raise RequestError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8 text") from None
 
 
-def tokenize(model: Model, tokenizer: Tokenizer, text: str, length: int, rows: int | None) -> Tensor:
+def tokenize(source: ModelSource, text: str, length: int, rows: int | None) -> Tensor:
     """Windows [rows, length] of the text."""
-    if model.spec.needs_bos and tokenizer.bos_id is None:
-        raise ConfigError(f"{model.spec.architecture} needs a BOS token, but the tokenizer's files name none")
-    ids = torch.tensor(tokenizer.encode(text))
-    return cut_windows(ids, length, rows, tokenizer.bos_id if model.spec.needs_bos else None)
+    tokenizer, needs_bos = Tokenizer.open(source.folder), source.spec.needs_bos
+    if needs_bos and tokenizer.bos_id is None:
+        raise ConfigError(f"{source.spec.architecture} needs a BOS token, but the files of {source.folder} name none")
+    return cut_windows(torch.tensor(tokenizer.encode(text)), length, rows, tokenizer.bos_id if needs_bos else None)
 
 
 def score_table(score: Score) -> Table:

@@ -7,7 +7,6 @@ from rich.table import Table
 
 from polybit.cli.console import print_json, results
 from polybit.cli.shared_options import ModelName, loading
-from polybit.format.hub import local_folder
 from polybit.model.device import choose_device, choose_dtype, describe
 from polybit.model.options import LoadOptions
 from polybit.model.plan import plan_memory
@@ -30,7 +29,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show bits per weight of every layer, sizes, and the memory needed at a context length."""
-    report = describe_model(open_model(local_folder(model), options), context)
+    report = describe_model(open_model(model, options), context)
     if as_json:
         print_json(report)
     else:

@@ -9,6 +9,7 @@ from typing import Any
 from polybit import arch, spec
 from polybit.errors import ConfigError, FormatError
 from polybit.format.checkpoint import Checkpoint
+from polybit.format.hub import local_folder
 from polybit.model.options import LoadOptions
 
 log = logging.getLogger(__name__)
@@ -26,12 +27,12 @@ class ModelSource:
 
 
 def open_model(folder: Path | str, options: LoadOptions | None = None) -> ModelSource:
-    """Read the folder's description, and find every tensor that it names.
+    """Read the folder's description, and find every tensor that it names. `folder` may be a model's id on the Hub.
 
     Raises ConfigError, UnsupportedModel or FormatError, each naming the file and what to do.
     """
     options = options or LoadOptions()
-    folder = Path(folder).expanduser()
+    folder = local_folder(folder)
     config = read_config(folder)
     model = _with_options(arch.read_model(config, where=str(folder / "config.json")), options)
     checkpoint = Checkpoint.open(folder, model.renames)
