@@ -90,7 +90,9 @@ class Conversion:
             folder=self.out,
             bits=self.bits,
             errors=self.errors,
-            measurement=self.out / "measurement.json",
+            measurement=self.job.folder / "measurement.json"
+            if self.options.measure_only
+            else self.out / "measurement.json",
             rounding=self.bench.rounding.NAME,
             device=describe(self.bench.device),
             seconds=self.seconds,

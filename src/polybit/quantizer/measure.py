@@ -12,7 +12,6 @@ from polybit.quantizer.part import Part, relative_error
 
 MIN_ACCURACY = 1e-6
 MIN_BEST_ACCURACY = 0.1
-JUDGED_STRIDE = 2  # options run on every second row: Hessians need many tokens, a mean error does not
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ def measure_part(part: Part, x: Tensor, rounding: Rounding) -> tuple[Tensor, lis
     CalibrationError where even the best option is useless.
     """
     wanted, factors = part.run_and_factorize(x)
-    judged, judged_wanted = x[::JUDGED_STRIDE], wanted[::JUDGED_STRIDE]
+    judged, judged_wanted = _judged(x), _judged(wanted)
     slot, measured = part.slot, list[MeasuredOption]()
     live: dict[tuple[str, ParameterSet], Tensor] = {}  # quantized weights that this or a later option uses
     for i, option in enumerate(slot.options):
@@ -49,3 +48,8 @@ def measure_part(part: Part, x: Tensor, rounding: Rounding) -> tuple[Tensor, lis
             "the source model may be damaged, check that it generates sense before converting"
         )
     return wanted, measured
+
+
+def _judged(states: Tensor) -> Tensor:
+    """[R, L, E] -> the first half of every second row: a Hessian needs many tokens, a mean error does not."""
+    return states[::2, : -(-states.shape[1] // 2)]

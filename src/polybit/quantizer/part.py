@@ -120,7 +120,7 @@ def _chunks(x: Tensor) -> tuple[Tensor, ...]:
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     """Mean over tokens of ||found - wanted|| / ||wanted||; both [R, L, E].
 
-    Token by token, because many models give a row's first token a state hundreds of times larger than the others': in one
-    norm over the row it hides all errors but its own, and the layers where that happens would be starved of bits.
+    Token by token, because many models give a row's first token a state hundreds of times larger than the others': in
+    one norm over the row it hides all errors but its own, and the layers where that happens would be starved of bits.
     """
     return float(((found - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(1e-12)).mean())

@@ -1,8 +1,13 @@
 """Kernels for CPUs in Numba, compiled at first use and cached on disk. Needs the extra `polybit[cpu]`."""
 
-import os
+from contextlib import suppress
+
+import numba
 
 from polybit import env
 
-# Numba reads this at import: compiled kernels go beside polybit's other files, and never into site-packages.
-os.environ.setdefault("NUMBA_CACHE_DIR", str(env.cache_dir() / "numba"))
+# Compiled kernels go beside polybit's other files, not into site-packages, unless NUMBA_CACHE_DIR says otherwise.
+if not numba.config.CACHE_DIR:
+    with suppress(OSError):  # a read-only home: Numba looks for a place itself
+        (env.cache_dir() / "numba").mkdir(parents=True, exist_ok=True)
+        numba.config.CACHE_DIR = str(env.cache_dir() / "numba")

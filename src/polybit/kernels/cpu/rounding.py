@@ -80,21 +80,36 @@ def _round_rows(
 def _round_tile(
     w: Floats, scale: Floats, upper: Floats, zero: np.float32, q: NDArray[np.uint8], dense: Floats, errors: Floats
 ) -> None:
+    """In runs of four rows (a group is a multiple of 32): what lies below is read and written once for all four."""
     num_rows, width = w.shape
-    value, error = np.empty(width, np.float32), np.empty(width, np.float32)
-    for c in range(num_rows):
-        for n in range(width):
-            level = _level(w[c, n] / scale[n], zero)
-            q[c, n] = np.uint8(level + zero)
-            value[n] = level * scale[n]
-        _to_half_precision(value)
-        for n in range(width):
-            dense[c, n] = value[n]
-            error[n] = (w[c, n] - value[n]) / upper[c, c]
-            errors[c, n] = error[n]
-        for r in range(c + 1, num_rows):
+    error = np.empty((4, width), np.float32)
+    for first in range(0, num_rows, 4):
+        for i in range(4):
+            c = first + i
+            _round_row(w[c], scale, upper[c, c], zero, q[c], dense[c], error[i])
+            errors[c] = error[i]
+            for r in range(c + 1, first + 4):
+                for n in range(width):
+                    w[r, n] -= upper[c, r] * error[i, n]
+        for r in range(first + 4, num_rows):
+            u0, u1, u2, u3 = upper[first, r], upper[first + 1, r], upper[first + 2, r], upper[first + 3, r]
             for n in range(width):
-                w[r, n] -= upper[c, r] * error[n]
+                w[r, n] = w[r, n] - u0 * error[0, n] - u1 * error[1, n] - u2 * error[2, n] - u3 * error[3, n]
+
+
+@njit(cache=True, error_model="numpy")
+def _round_row(
+    w: Floats, scale: Floats, pivot: np.float32, zero: np.float32, q: NDArray[np.uint8], dense: Floats, error: Floats
+) -> None:
+    value = np.empty(len(w), np.float32)
+    for n in range(len(w)):
+        level = _level(w[n] / scale[n], zero)
+        q[n] = np.uint8(level + zero)
+        value[n] = level * scale[n]
+    _to_half_precision(value)
+    for n in range(len(w)):
+        dense[n] = value[n]
+        error[n] = (w[n] - value[n]) / pivot
 
 
 @njit(cache=True, error_model="numpy")
