@@ -38,8 +38,8 @@ format: $(VENV)/.dev ## Format the code and mend what lint can mend
 	$(PY) -m ruff format
 	$(PY) -m ruff check --fix
 
-docs: $(VENV)/.dev ## Write docs/cli.md from the commands' own help
-	$(PY) docs/write_cli.py
+docs: $(VENV)/.dev ## Rewrite the generated parts of the documentation
+	set -e; for script in docs/write_*.py; do $(PY) $$script; done
 
 clean: ## Remove the environment and every cache of the checks
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
