@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from polybit import arch, spec
+from polybit.kernels.reference.matrices import MAX_WORK_WEIGHTS
 from polybit.model.plan import kv_bytes_per_token
 
 DOCS = Path(__file__).parent
@@ -19,7 +20,7 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 CONTEXT = 4096  # tokens of fp16 keys and values
 HEAD_BPW = 6.3  # what --head-bits 6 comes to with its scales
-WORK_BYTES = 7  # for each weight of a matrix while it is dequantized
+WORK_BYTES = 7  # for each weight while it is dequantized
 RESERVED_BYTES = 1.25e9  # driver and desktop 0.75 GB, activations 0.5 GB
 CARDS_GIB = (6, 8, 12, 16, 24, 48)
 BPWS = (8.0, 6.0, 5.0, 4.5, 4.0, 3.5, 3.0, 2.75, 2.5, 2.25)
@@ -55,12 +56,12 @@ MODELS = {
 
 
 def needed_bytes(model: spec.Model, bpw: float) -> float:
-    """Packed matrices, fp16 embedding, keys and values, and work space for the largest matrix."""
+    """Packed matrices, fp16 embedding, keys and values, and work space."""
     sizes = [linear.in_features * linear.out_features for linear in model.linears]
     head = model.head.linear.in_features * model.head.linear.out_features
     embedding = 2 * model.embedding.num_rows * model.embedding.width
     cache = CONTEXT * kv_bytes_per_token(model, torch.float16)
-    return sum(sizes) * bpw / 8 + head * HEAD_BPW / 8 + embedding + cache + WORK_BYTES * max(*sizes, head)
+    return sum(sizes) * bpw / 8 + head * HEAD_BPW / 8 + embedding + cache + WORK_BYTES * MAX_WORK_WEIGHTS
 
 
 def best_bpw(model: spec.Model, card_gib: int) -> str:

@@ -6,6 +6,7 @@ import torch
 from closeness import assert_close
 from polybit.format import exl2
 from polybit.format.exl2 import Exl2Tensor, Group, Layout
+from polybit.kernels.reference import matrices
 
 MIXES = {
     "2": [(2, 64), (2, 32)],
@@ -47,6 +48,14 @@ def test_packed_matrices_stay_small(backend, device, random) -> None:
     unpacked = backend.prepare_exl2(tensor, 1.0, device, torch.float32, True)
     assert packed.num_bytes < unpacked.num_bytes / 8
     assert (packed.in_features, packed.out_features) == (unpacked.in_features, unpacked.out_features) == (96, 256)
+
+
+def test_wide_matrices_are_dequantized_in_parts(backend, device, random, monkeypatch) -> None:
+    monkeypatch.setattr(matrices, "MAX_WORK_WEIGHTS", 96 * 64)
+    tensor = random_exl2(MIXES["4+3"], 160, random)
+    x = torch.randn(2, tensor.in_features, generator=random).to(device)
+    product = backend.matmul(x, backend.prepare_exl2(tensor, 1.0, device, torch.float32, False))
+    assert_close(product, x.cpu().double() @ exl2.dequantize(tensor).double(), "matmul")
 
 
 def test_dense_matmul(backend, device, dtype, random) -> None:

@@ -150,6 +150,13 @@ class Exl2Tensor:
             bias=None if self.bias is None else self.bias.to(device),
         )
 
+    def columns(self, start: int, stop: int) -> "Exl2Tensor":
+        """Output columns [start, stop), multiples of 8, as views; the bias stays behind."""
+        codes = slice(start // CODES_PER_WORD, stop // CODES_PER_WORD)
+        return Exl2Tensor(
+            self.q_weight[:, start:stop], self.q_scale[:, codes], self.q_scale_max, self.q_groups, self.q_invperm
+        )
+
 
 def storage_bits(layout: Layout, out_features: int, bias: bool) -> int:
     """Bits that a matrix of this layout and (padded) width takes on disk, without file headers."""

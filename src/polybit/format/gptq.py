@@ -29,9 +29,7 @@ class GptqTensor:
     scales: Tensor  # [G, N] float16
     g_idx: Tensor | None  # [K] int64: group of each row; None: groups of equal size, one after another
     bias: Tensor | None  # [N] float16
-    zero_offset: int = (
-        1  # what the stored zeros lack: the first format stores one less than the zero, `gptq_v2` does not
-    )
+    zero_offset: int = 1  # what stored zeros lack: the first format stores one less than the zero, `gptq_v2` does not
 
     @property
     def in_features(self) -> int:
@@ -64,6 +62,12 @@ class GptqTensor:
             bias=None if self.bias is None else self.bias.to(device),
             zero_offset=self.zero_offset,
         )
+
+    def columns(self, start: int, stop: int) -> "GptqTensor":
+        """Output columns [start, stop), multiples of 8, as views; the bias stays behind."""
+        codes = slice(start // CODES_PER_WORD, stop // CODES_PER_WORD)
+        cut = (self.qweight[:, start:stop], self.qzeros[:, codes], self.scales[:, start:stop])
+        return GptqTensor(*cut, self.g_idx, bias=None, zero_offset=self.zero_offset)
 
 
 def group_size(in_features: int, num_groups: int) -> int:

@@ -3,7 +3,7 @@
 from polybit.kernels.reference.activations import activate, gated_activate
 from polybit.kernels.reference.attention import attention
 from polybit.kernels.reference.embedding import embedding
-from polybit.kernels.reference.matmul import dequantize, matmul, prepare_dense, prepare_exl2, prepare_gptq
+from polybit.kernels.reference.matrices import dequantize, matmul, prepare_dense, prepare_exl2, prepare_gptq
 from polybit.kernels.reference.norms import layer_norm, rms_norm
 from polybit.kernels.reference.rope import rope
 

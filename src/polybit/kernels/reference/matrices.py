@@ -1,6 +1,7 @@
 """Matrices: dense ones, and quantized ones that are dequantized once at load or at every use."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,9 @@ from polybit.format import exl2, gptq
 from polybit.format.exl2 import Exl2Tensor
 from polybit.format.gptq import GptqTensor
 from polybit.kernels.protocol import Matrix
+
+MAX_WORK_WEIGHTS = 1 << 24  # weights of a packed matrix that are dequantized at once, which bounds the work space
+COLUMN_STEP = 32
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,18 @@ class DenseMatrix:
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """The file's words as they are; every product dequantizes them anew."""
+    """The file's words as they are; every product dequantizes them anew, some columns at a time."""
 
     tensor: Exl2Tensor | GptqTensor
     prescale: float
     dtype: torch.dtype
+
+    @cached_property
+    def parts(self) -> list[Exl2Tensor | GptqTensor]:
+        """The matrix in views of at most MAX_WORK_WEIGHTS weights."""
+        width = max(COLUMN_STEP, MAX_WORK_WEIGHTS // self.in_features // COLUMN_STEP * COLUMN_STEP)
+        starts = range(0, self.out_features, width)
+        return [self.tensor.columns(start, min(start + width, self.out_features)) for start in starts]
 
     @property
     def in_features(self) -> int:
@@ -76,17 +87,29 @@ def matmul(x: Tensor, matrix: Matrix) -> Tensor:
     match matrix:
         case DenseMatrix(weight=weight):
             return F.linear(x, weight)
+        case PackedMatrix(parts=parts):
+            return torch.cat([x @ _dequantize(part, matrix) for part in parts], dim=-1)
         case _:
-            return x @ dequantize(matrix)
+            raise _foreign(matrix)
 
 
 def dequantize(matrix: Matrix) -> Tensor:
     match matrix:
         case DenseMatrix(weight=weight):
             return weight.T
-        case PackedMatrix(tensor=Exl2Tensor() as tensor, prescale=prescale, dtype=dtype):
-            return exl2.dequantize(tensor, prescale).to(dtype)
-        case PackedMatrix(tensor=GptqTensor() as tensor, prescale=prescale, dtype=dtype):
-            return gptq.dequantize(tensor, prescale).to(dtype)
+        case PackedMatrix(tensor=tensor):
+            return _dequantize(tensor, matrix)
         case _:
-            raise TypeError(f"{type(matrix).__name__} was prepared by another backend")
+            raise _foreign(matrix)
+
+
+def _dequantize(tensor: Exl2Tensor | GptqTensor, matrix: PackedMatrix) -> Tensor:
+    match tensor:
+        case Exl2Tensor():
+            return exl2.dequantize(tensor, matrix.prescale).to(matrix.dtype)
+        case GptqTensor():
+            return gptq.dequantize(tensor, matrix.prescale).to(matrix.dtype)
+
+
+def _foreign(matrix: Matrix) -> TypeError:
+    return TypeError(f"{type(matrix).__name__} was prepared by another backend")
