@@ -1,0 +1,39 @@
+"""A GPU says what the CPU says, and converts what the CPU can read. Needs an accelerator: pytest -m gpu."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from closeness import assert_close
+from random_model import write_random_model
+
+import polybit
+from polybit.model.model import load
+from polybit.model.options import LoadOptions
+from polybit.model.source import open_model
+from polybit.modules.step import whole_rows
+
+pytestmark = pytest.mark.gpu
+
+
+def _logits(folder: Path, device: str) -> torch.Tensor:
+    model = load(open_model(folder, LoadOptions(device=device, dtype="float32")))
+    tokens = torch.arange(90, device=model.device)
+    return model.forward(tokens, *whole_rows(3, 30, model.device))
+
+
+def test_a_gpu_agrees_with_the_cpu(tmp_path: Path) -> None:
+    folder = write_random_model(tmp_path)
+    assert_close(_logits(folder, "cuda"), _logits(folder, "cpu"), "model")
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_a_gpu_converts_and_generates(tmp_path: Path, unpacked: bool) -> None:
+    from oracle.tiny import save_tiny
+
+    save_tiny("LlamaForCausalLM", tmp_path / "source")
+    polybit.convert(tmp_path / "source", tmp_path / "exl2", bits=4.0, rows=2, length=32, device="cuda")
+    assert_close(_logits(tmp_path / "exl2", "cuda"), _logits(tmp_path / "exl2", "cpu"), "model")
+    engine = polybit.load(tmp_path / "exl2", device="cuda", unpacked=unpacked)
+    assert engine.model.dtype == torch.float16
+    assert engine.generate("Hello", max_tokens=5, ignore_eos=True).tokens
