@@ -23,12 +23,17 @@ class Result:
 Polybit = Callable[..., Result]
 
 
+# A test run in the background inherits an ignored SIGINT, and Python leaves that as it is.
+HEARS_CTRL_C = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+START = HEARS_CTRL_C + "runpy.run_module('polybit', run_name='__main__')"
+
+
 @contextmanager
 def program(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """`python -m polybit ...` with pipes for stdin, stdout and stderr, which does not outlive the block."""
     source = str(Path(polybit.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": source, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "polybit", *map(str, arguments)]
+    command = [sys.executable, "-c", START, *map(str, arguments)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as started:
         try:
