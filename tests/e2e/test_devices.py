@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from closeness import assert_close
-from random_model import write_random_model
 
 import polybit
+from closeness import assert_close
 from polybit.model.model import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.modules.step import whole_rows
+from random_model import write_random_model
 
 pytestmark = pytest.mark.gpu
 
