@@ -3,15 +3,20 @@
 import ast
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
+
+from polybit.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
-COMMAND = re.compile(r"^ *(polybit .*?)(?: +#.*)?$", re.MULTILINE)
+BLOCK = re.compile(r"```\n(.*?)```", re.DOTALL)
+COMMAND = re.compile(r"^ *polybit (.*)$", re.MULTILINE)
 
 
 def relative_links(page: Path) -> list[str]:
@@ -46,6 +51,21 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 def test_python_examples_parse(page: Path) -> None:
     for example in PYTHON.findall(page.read_text(encoding="utf-8")):
         ast.parse(example)
+
+
+def test_commands_in_the_documentation_exist() -> None:
+    program = typer.main.get_command(app)
+    known = {
+        name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for name, command in program.commands.items()  # type: ignore[attr-defined]
+    }
+    for page in (page for page in PAGES if page.name != "cli.md"):  # which holds usage lines, written from the commands
+        for block in BLOCK.findall(page.read_text(encoding="utf-8")):
+            for line in COMMAND.findall(block):
+                name, *words = shlex.split(line, comments=True)
+                assert name in known, f"{page.name}: polybit {line}"
+                options = {word for word in words if word.startswith("-")}
+                assert options <= known[name], f"{page.name}: polybit {line}"
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "docs").glob("write_*.py")), ids=lambda script: script.name)
