@@ -1,6 +1,7 @@
 """`polybit convert`: an unquantized model to an EXL2 folder."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,18 +86,19 @@ def unpacked_gguf(path: Path, out: Path) -> Iterator[Path]:
 
 @contextmanager
 def conversion_progress() -> Iterator[Callable[[ConvertProgress], None]]:
-    """A bar over the whole job on a terminal, and a note for every stage that begins."""
+    """A bar over the whole job with the time left; where there is no terminal, a note at every tenth of it."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, *times, console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task, stages = bar.add_task("starting", total=1.0), set[str]()
+        task, tenths, started = bar.add_task("starting", total=1.0), 0, time.monotonic()
 
         def report(progress: ConvertProgress) -> None:
-            if progress.stage not in stages:
-                stages.add(progress.stage)
-                note(f"stage: {progress.stage}")
+            nonlocal tenths
             where = f"{progress.stage} {progress.layer}/{progress.num_layers}"
             bar.update(task, description=where, completed=progress.fraction)
+            if bar.disable and int(progress.fraction * 10) > tenths:
+                tenths = int(progress.fraction * 10)
+                note(f"{where}: {progress.fraction:.0%} done after {time.monotonic() - started:.0f} s")
 
         yield report
 

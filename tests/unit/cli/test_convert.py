@@ -47,7 +47,7 @@ def test_a_measurement_can_be_used_again(
     measured = converted / "measurement.json"
     result = polybit_cli("convert", model_folder, tmp_path, "-b", "5", "-c", text, "--measurement", measured, *QUICK)
     assert result.code == 0
-    assert "stage: measure" not in result.err
+    assert "measure 1/2" not in result.err
     weights = [folder / "output.safetensors" for folder in (tmp_path, converted)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
