@@ -1,5 +1,6 @@
 """`polybit`: the commands put together, and what becomes of an error. The only place that ends the process."""
 
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -44,4 +45,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """The `polybit` program."""
+    accept_any_character()
     sys.exit(run(sys.argv[1:]))
+
+
+def accept_any_character() -> None:
+    """No encoding ends the program: what cannot be shown becomes `?`, and input that is no text is refused later."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)

@@ -29,10 +29,13 @@ START = HEARS_CTRL_C + "runpy.run_module('polybit', run_name='__main__')"
 
 
 @contextmanager
-def program(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """`python -m polybit ...` with pipes for stdin, stdout and stderr, which does not outlive the block."""
+def program(*arguments: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """`python -m polybit ...` with pipes for stdin, stdout and stderr; it does not outlive the block.
+
+    `variables` go to its environment.
+    """
     source = str(Path(polybit.__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": source, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": source, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | variables
     command = [sys.executable, "-c", START, *map(str, arguments)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as started:

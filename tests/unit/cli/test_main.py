@@ -109,3 +109,20 @@ def test_a_reader_that_leaves_early_is_no_error(model_folder: Path) -> None:
         started.stdout.read(1)
         started.stdout.close()
         assert started.stderr.read() == ""
+
+
+def test_a_terminal_that_knows_only_ascii_shows_what_it_can(model_folder: Path) -> None:
+    with program("inspect", model_folder, "--device", "cpu", PYTHONIOENCODING="ascii") as started:
+        out, err = started.communicate(timeout=60)
+    assert started.returncode == 0, err
+    assert "????" in out
+
+
+def test_input_that_is_no_text_is_one_line(model_folder: Path) -> None:
+    with program("-q", "generate", model_folder, "-p", "-", "--device", "cpu") as started:
+        assert started.stdin is not None
+        started.stdin.buffer.write(b"\xff\xfe")
+        _, err = started.communicate(timeout=60)
+    assert started.returncode == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
