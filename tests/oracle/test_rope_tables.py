@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from polybit.arch import read_model
-from polybit.modules.rope import rope_table
+from polybit.modules.rope import RopeTable
 
 LENGTH = 4096  # max_position_embeddings
 SCALINGS: dict[str, dict[str, Any]] = {
@@ -40,9 +40,10 @@ def test_tables_equal_transformers(kind: str, max_seq_len: int) -> None:
     spec = read_model(config.to_dict() | {"architectures": ["LlamaForCausalLM"]}, "config.json")
     rope = spec.blocks[0].attn.rope
     assert rope is not None
-    cos, sin = rope_table(rope, max_seq_len, "cpu")
+    positions = torch.arange(max_seq_len)
+    cos, sin = RopeTable(rope, max_seq_len, torch.device("cpu")).at(positions, max_seq_len)
     frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=max_seq_len)
-    angles = torch.arange(max_seq_len, dtype=torch.float32)[:, None] * frequencies
+    angles = positions[:, None] * frequencies
     torch.testing.assert_close(cos, angles.cos() * factor, rtol=0, atol=2e-3)
     torch.testing.assert_close(sin, angles.sin() * factor, rtol=0, atol=2e-3)
     assert (cos - angles.cos() * factor).norm() < 1e-4 * cos.norm()

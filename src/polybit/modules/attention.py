@@ -8,10 +8,11 @@ from torch import Tensor
 from polybit import spec
 from polybit.kernels.protocol import Backend
 from polybit.modules.norm import NormFn, build_head_norm
+from polybit.modules.rope import RopeTable
 from polybit.modules.step import KVStore, Step
 from polybit.modules.weights import LinearFn, Weights
 
-RopeTables = Callable[[spec.Rope], tuple[Tensor, Tensor]]  # cos and sin, [max_seq_len, dim / 2] each
+RopeTables = Callable[[spec.Rope], RopeTable]
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,17 @@ class Attention:
     o: LinearFn
     q_norm: NormFn | None
     k_norm: NormFn | None
-    rope_table: tuple[Tensor, Tensor] | None
+    rope_table: RopeTable | None
     backend: Backend
 
     def __call__(self, x: Tensor, step: Step, store: KVStore) -> Tensor:
         """x [T, E] -> [T, E]; the residual is the caller's."""
         node = self.node
-        q = self._heads(self.q(x), node.num_heads, self.q_norm, step)
-        k = self._heads(self.k(x), node.num_kv_heads, self.k_norm, step)
+        q, k = self._rotate(
+            step,
+            self._heads(self.q(x), node.num_heads, self.q_norm),
+            self._heads(self.k(x), node.num_kv_heads, self.k_norm),
+        )
         v = self._clip(self.v(x)).view(-1, node.num_kv_heads, node.head_dim)
         store.write(self.layer, k, v, step)
         k_pages, v_pages = store.pages(self.layer)
@@ -48,14 +52,18 @@ class Attention:
         )
         return self.o(mixed.flatten(1))
 
-    def _heads(self, projected: Tensor, num_heads: int, norm: NormFn | None, step: Step) -> Tensor:
+    def _heads(self, projected: Tensor, num_heads: int, norm: NormFn | None) -> Tensor:
+        """[T, H D] -> [T, H, D]"""
         heads = self._clip(projected).view(-1, num_heads, self.node.head_dim)
-        if norm is not None:
-            heads = norm(heads)
-        if self.node.rope is None or self.rope_table is None:
-            return heads
-        cos, sin = self.rope_table
-        return self.backend.rope(heads, cos[step.positions], sin[step.positions], self.node.rope.interleaved)
+        return heads if norm is None else norm(heads)
+
+    def _rotate(self, step: Step, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """q [T, Hq, D] and k [T, Hkv, D] by their positions; as they are where the block has no rope."""
+        rope, table = self.node.rope, self.rope_table
+        if rope is None or table is None:
+            return q, k
+        cos, sin = table.at(step.positions, int(step.lengths.max()))
+        return self.backend.rope(q, cos, sin, rope.interleaved), self.backend.rope(k, cos, sin, rope.interleaved)
 
     def _clip(self, projected: Tensor) -> Tensor:
         limit = self.node.clip_qkv

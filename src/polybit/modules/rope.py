@@ -1,4 +1,4 @@
-"""Tables of cos and sin for every position of a context.
+"""Tables of cos and sin by position.
 
 All in fp32 and in transformers' order of operations: at positions of some ten thousands, another rounding of the
 frequencies would already turn the fastest pairs visibly.
@@ -22,20 +22,35 @@ from polybit.spec import (
     YarnScaling,
 )
 
+FIRST_POSITIONS = 2048  # rows of a table in use; where more are needed, it doubles
 
-def rope_table(rope: Rope, max_seq_len: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """cos and sin [max_seq_len, dim/2] in fp32, the scaling's attention factor included.
+
+class RopeTable:
+    """cos and sin of one rope, as far as sequences have reached: contexts of a million tokens are seldom filled.
 
     Dynamic NTK and LongRoPE choose their frequencies by `max_seq_len`, once and for all sequences.
     """
-    frequencies, factor = _frequencies(rope, max_seq_len)
-    angles = torch.arange(max_seq_len, dtype=torch.float32)[:, None] * frequencies
-    return (angles.cos() * factor).to(device), (angles.sin() * factor).to(device)
+
+    def __init__(self, rope: Rope, max_seq_len: int, device: torch.device) -> None:
+        self._frequencies, self._factor = _frequencies(rope, max_seq_len)
+        self._device = device
+        self._rows = self._up_to(0)
+
+    def at(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, dim/2] in fp32, the scaling's attention factor included, of positions [T] below `length`."""
+        if length > len(self._rows[0]):
+            self._rows = self._up_to(max(length, 2 * len(self._rows[0]), FIRST_POSITIONS))
+        cos, sin = self._rows
+        return cos[positions], sin[positions]
+
+    def _up_to(self, length: int) -> tuple[Tensor, Tensor]:
+        angles = torch.arange(length, dtype=torch.float32)[:, None] * self._frequencies
+        return (angles.cos() * self._factor).to(self._device), (angles.sin() * self._factor).to(self._device)
 
 
-def rope_tables(max_seq_len: int, device: torch.device) -> Callable[[Rope], tuple[Tensor, Tensor]]:
+def rope_tables(max_seq_len: int, device: torch.device) -> Callable[[Rope], RopeTable]:
     """The tables of one model: blocks of equal rope share one."""
-    return cache(lambda rope: rope_table(rope, max_seq_len, device))
+    return cache(lambda rope: RopeTable(rope, max_seq_len, device))
 
 
 def _frequencies(rope: Rope, max_seq_len: int) -> tuple[Tensor, float]:
