@@ -7,7 +7,7 @@ import numba
 from polybit import env
 
 # Compiled kernels go beside polybit's other files, not into site-packages, unless NUMBA_CACHE_DIR says otherwise.
-if not numba.config.CACHE_DIR:
+if not numba.config.CACHE_DIR:  # type: ignore[attr-defined]
     with suppress(OSError):  # a read-only home: Numba looks for a place itself
         (env.cache_dir() / "numba").mkdir(parents=True, exist_ok=True)
-        numba.config.CACHE_DIR = str(env.cache_dir() / "numba")
+        numba.config.CACHE_DIR = str(env.cache_dir() / "numba")  # type: ignore[attr-defined]
