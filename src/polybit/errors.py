@@ -3,7 +3,8 @@
 A message is one line: where, what was found, what was expected, what to do.
 
 PolybitError
-├── ConfigError        config.json or a tokenizer file is missing, malformed, or holds a key that nothing reads
+├── ConfigError        config.json or a tokenizer file is missing, malformed, or holds a key that nothing reads; or
+│   │                  an option of loading is not one, or out of range
 │   └── UnsupportedModel   the architecture, or a feature it asks for, is not implemented
 ├── FormatError        a weight file is missing, truncated, or holds a tensor of the wrong name, type or shape
 ├── CalibrationError   calibration text is missing, unreadable or too short
@@ -13,13 +14,16 @@ PolybitError
 └── RequestError       a generation request asks for something impossible
 """
 
+import difflib
+from collections.abc import Sequence
+
 
 class PolybitError(Exception):
     """Base of all errors below; the command line prints it as one line and exits with code 2."""
 
 
 class ConfigError(PolybitError):
-    """A model folder's description (config.json, tokenizer files) cannot be used."""
+    """A model folder's description (config.json, tokenizer files), or an option of loading it, cannot be used."""
 
 
 class UnsupportedModel(ConfigError):
@@ -48,3 +52,9 @@ class OutOfMemory(PolybitError):
 
 class RequestError(PolybitError):
     """A generation request holds a parameter out of range, or cannot be served."""
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """The end of a message about a name that is none of `known`: the nearest of them, or all."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"

@@ -17,9 +17,13 @@ def local_folder(name: Path | str) -> Path:
 
     Raises ConfigError where it is neither.
     """
-    folder = Path(name).expanduser()
-    if folder.exists() or not HUB_ID.fullmatch(str(name)):
-        return folder
+    try:
+        folder = Path(name).expanduser()
+        if folder.exists() or not HUB_ID.fullmatch(str(name)):
+            return folder
+    except (TypeError, ValueError, OSError, RuntimeError) as error:  # not text, too long, in nobody's home
+        found = f"{name!r:.80} is no path ({error!s:.80})"
+        raise ConfigError(f"{found}; give a model's folder or its id on the Hub") from None
     repository, _, revision = str(name).partition("@")
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(WANTED)))

@@ -8,7 +8,7 @@ from polybit.errors import RequestError
 from polybit.generator.engine import Engine
 from polybit.model.model import LoadProgress
 from polybit.model.model import load as load_model
-from polybit.model.options import LoadOptions
+from polybit.model.options import load_options
 from polybit.model.source import open_model
 from polybit.text import Tokenizer
 
@@ -21,12 +21,18 @@ def load(
     """Load the model in folder `path`; `options` are the fields of LoadOptions.
 
     cache_tokens: tokens of all prompts and answers that the K/V pool holds at once; by default what the model reaches,
-    but no more than DEFAULT_CACHE_TOKENS. Raises ConfigError, FormatError, KernelError or OutOfMemory.
+    but no more than DEFAULT_CACHE_TOKENS. Raises ConfigError, FormatError, KernelError, OutOfMemory or RequestError.
     """
-    if cache_tokens is not None and cache_tokens < 1:
-        raise RequestError(f"cache_tokens is {cache_tokens}, expected at least 1")
-    source = open_model(path, LoadOptions(**options))
+    _check_cache_tokens(cache_tokens)
+    source = open_model(path, load_options(options))
     tokenizer = Tokenizer.open(source.folder)
     size = cache_tokens or min(source.spec.max_seq_len, DEFAULT_CACHE_TOKENS)
     model = load_model(source, progress)
     return Engine(model, tokenizer, KVPool(model.spec, size, model.dtype, model.device), source.folder)
+
+
+def _check_cache_tokens(count: Any) -> None:
+    if count is None:
+        return
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise RequestError(f"cache_tokens is {count!r:.60}, expected a whole number of at least 1")

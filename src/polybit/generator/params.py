@@ -1,13 +1,12 @@
 """What one request wants: a frozen dataclass whose fields carry their own range and help text."""
 
 import dataclasses
-import difflib
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polybit.errors import RequestError
+from polybit.errors import RequestError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,12 @@ class SamplingParams:
 
 def with_fields(params: SamplingParams | None, fields: Mapping[str, Any]) -> SamplingParams:
     """`params` (or the defaults) with some fields replaced. Raises RequestError for a name that is none of them."""
+    if not isinstance(params, SamplingParams | None):
+        raise RequestError(f"params is of type {type(params).__name__}, expected SamplingParams")
     names = [field.name for field in dataclasses.fields(SamplingParams)]
     for name in fields:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(names)}"
-            raise RequestError(f"unknown sampling parameter {name!r}{hint}")
+            raise RequestError(f"unknown sampling parameter {name!r}; {did_you_mean(name, names)}")
     return dataclasses.replace(params or SamplingParams(), **fields)
 
 

@@ -69,6 +69,6 @@ def check_fits(plan: MemoryPlan, unpacked: bool, device: torch.device, folder: s
     if needed > plan.free:
         raise OutOfMemory(
             f"{folder} needs {needed / 1e9:.1f} GB of memory on {device}, but {plan.free / 1e9:.1f} GB are free; "
-            + ("use unpacked=False, " if unpacked else "")
+            + ("use unpacked=False, " if unpacked and plan.packed < plan.unpacked else "")
             + "close other programs or take a model of fewer bits per weight"
         )

@@ -55,3 +55,11 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, error
     with pytest.raises(ConfigError, match="owner/name is no folder here") as caught:
         hub.local_folder("owner/name")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [None, 5, "a" * 5000, "~nobody-of-this-name/model"])
+def test_what_cannot_be_a_path_is_refused_in_one_line(asked: list[Any], name: Any) -> None:
+    with pytest.raises(ConfigError, match="is no path") as caught:
+        hub.local_folder(name)
+    assert len(str(caught.value)) < 300
+    assert asked == []

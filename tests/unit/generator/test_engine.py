@@ -277,9 +277,10 @@ class TestLoad:
             load(tmp_path, device="cpu", progress=lambda done, total: told.append(done))
         assert told == []
 
-    def test_a_bad_cache_size(self, folder):
-        with pytest.raises(RequestError, match="cache_tokens is 0"):
-            load(folder, cache_tokens=0)
+    @pytest.mark.parametrize("count", [0, -1, True, 2.5, "many"])
+    def test_a_bad_cache_size(self, folder, count):
+        with pytest.raises(RequestError, match=f"cache_tokens is {count!r}"):
+            load(folder, cache_tokens=count)
 
     def test_bos_is_put_in_front_where_the_tokenizer_wants_it(self, tmp_path):
         byte_level(write_random_model(tmp_path, {"vocab_size": VOCABULARY}), add_bos_token=True)
