@@ -8,11 +8,13 @@ from typing import Any
 
 from polybit import arch, spec
 from polybit.errors import ConfigError, FormatError
-from polybit.format.checkpoint import Checkpoint
+from polybit.format.checkpoint import FLOATS, Checkpoint
 from polybit.format.hub import local_folder
 from polybit.model.options import LoadOptions
 
 log = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
 
 DERIVED_TENSORS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that old checkpoints hold and nobody needs
 
@@ -37,6 +39,7 @@ def open_model(folder: Path | str, options: LoadOptions | None = None) -> ModelS
     model = _with_options(arch.read_model(config, where=str(folder / "config.json")), options)
     checkpoint = Checkpoint.open(folder, model.renames)
     check_complete(model, checkpoint)
+    _check_vectors(model, checkpoint)
     _tell_unread(model, checkpoint)
     return ModelSource(folder, config, model, checkpoint, options)
 
@@ -85,6 +88,13 @@ def check_complete(model: spec.Model, checkpoint: Checkpoint) -> None:
         )
 
 
+def _check_vectors(model: spec.Model, checkpoint: Checkpoint) -> None:
+    """A norm of another length would be broadcast without a word; matrices are checked as they are read."""
+    for name, shapes in vector_shapes(model).items():
+        same_rank = [shape for shape in shapes if len(shape) == len(checkpoint.shape(name))]
+        checkpoint.check(name, FLOATS, (same_rank or shapes)[0])
+
+
 def _tell_unread(model: spec.Model, checkpoint: Checkpoint) -> None:
     """Say which tensors of the folder the text model has no use for; a damaged description shows here."""
     keys = {key for linear in (*model.linears, model.head.linear) for key in _keys_of(linear)}
@@ -118,16 +128,25 @@ def _has_matrix(linear: spec.Linear, checkpoint: Checkpoint) -> bool:
 
 def vector_names(model: spec.Model) -> list[str]:
     """Names of everything unquantized that is not a linear: embeddings, norms, routers."""
-    names = [f"{model.embedding.key}.weight"]
-    if model.positions is not None:
-        names.append(f"{model.positions.key}.weight")
+    return list(vector_shapes(model))
+
+
+def vector_shapes(model: spec.Model) -> dict[str, list[Shape]]:
+    """The same names, each with the shapes that it may have: EXL2 files repeat a head norm for every head."""
+    shapes: dict[str, list[Shape]] = {}
+    for embedding in (model.embedding, model.positions):
+        if embedding is not None:
+            shapes[f"{embedding.key}.weight"] = [(embedding.num_rows, embedding.width)]
     for block in model.blocks:
-        names += [name for norm in spec.block_norms(block) for name in _norm_names(norm)]
+        heads = {block.attn.q_norm: block.attn.num_heads, block.attn.k_norm: block.attn.num_kv_heads}
+        for norm in spec.block_norms(block):
+            repeated = norm in heads and norm.width == block.attn.head_dim
+            shapes |= _norm_shapes(norm, [(heads[norm], norm.width)] if repeated else [])
         if isinstance(block.mlp, spec.SparseMoe):
-            names.append(f"{block.mlp.router_key}.weight")
-    return names + _norm_names(model.norm)
+            shapes[f"{block.mlp.router_key}.weight"] = [(len(block.mlp.experts), model.hidden_size)]
+    return shapes | _norm_shapes(model.norm, [])
 
 
-def _norm_names(norm: spec.Norm) -> list[str]:
-    has_bias = isinstance(norm, spec.LayerNorm) and norm.bias
-    return [f"{norm.key}.weight", *([f"{norm.key}.bias"] if has_bias else [])]
+def _norm_shapes(norm: spec.Norm, others: list[Shape]) -> dict[str, list[Shape]]:
+    parts = ("weight", "bias") if isinstance(norm, spec.LayerNorm) and norm.bias else ("weight",)
+    return {f"{norm.key}.{part}": [(norm.width,), *others] for part in parts}

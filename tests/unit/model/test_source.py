@@ -1,16 +1,24 @@
 """Opening a folder: what is refused, and with which words."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from polybit import spec
 from polybit.errors import ConfigError, FormatError
+from polybit.model.model import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
+from polybit.modules.step import whole_rows
 from random_model import TINY_LLAMA, write_random_model
+
+CPU = LoadOptions(device="cpu")
 
 
 def test_opens(tmp_path: Path) -> None:
@@ -48,6 +56,46 @@ def test_a_missing_tensor_is_named_before_loading(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(FormatError, match=r"model\.layers\.1\.mlp\.up_proj\.weight not found"):
         open_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("model.layers.0.input_layernorm.weight", lambda x: x[:1], r"has shape \[1\], expected \[64\]"),
+        ("model.norm.weight", lambda x: x[None], r"has shape \[1, 64\], expected \[64\]"),
+        ("model.norm.weight", lambda x: x.int(), "is int32, expected float16"),
+        ("model.embed_tokens.weight", lambda x: x[:90], r"has shape \[90, 64\], expected \[96, 64\]"),
+        ("model.embed_tokens.weight", lambda x: x.to(torch.float8_e4m3fn), "is float8_e4m3fn, expected float16"),
+    ],
+)
+def test_a_vector_of_another_shape_or_type_is_refused(
+    tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor], words: str
+) -> None:
+    rewrite(tmp_path, name, change)
+    with pytest.raises(FormatError, match=f"^{re.escape(name)} {words}.*model.safetensors"):
+        open_model(tmp_path)
+
+
+def rewrite(
+    folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor], config: dict[str, Any] | None = None
+) -> None:
+    tensors = load_file(write_random_model(folder, config) / "model.safetensors")
+    save_file({**tensors, name: change(tensors[name]).contiguous()}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["q_norm", "k_norm"])
+def test_a_head_norm_may_be_repeated_for_every_head_but_not_otherwise(tmp_path: Path, name: str) -> None:
+    config = {"architectures": ["Qwen3ForCausalLM"], "head_dim": 16}
+    heads, key = {"q_norm": 4, "k_norm": 2}[name], f"model.layers.1.self_attn.{name}.weight"
+    write_random_model(tmp_path / "plain", config)
+    rewrite(tmp_path / "repeated", key, lambda x: x.repeat(heads, 1), config)
+    plain, repeated = (load(open_model(tmp_path / kind, CPU)) for kind in ("plain", "repeated"))
+    tokens = torch.arange(9)
+    logits = [model.forward(tokens, *whole_rows(1, 9, model.device)) for model in (plain, repeated)]
+    assert torch.equal(*logits)
+    rewrite(tmp_path / "odd", key, lambda x: x.repeat(3, 1), config)
+    with pytest.raises(FormatError, match=rf"has shape \[3, 16\], expected \[{heads}, 16\]"):
+        open_model(tmp_path / "odd")
 
 
 def test_max_seq_len_is_bounded_by_learned_positions(tmp_path: Path) -> None:
