@@ -84,15 +84,25 @@ class Engine:
     ) -> "Stream":
         """As `chat`, but yields the text piece by piece."""
         prompt = self.chat_template.render(messages, **(template_variables or {}))
-        ids = self.tokenizer.encode(prompt)
+        ids = self._text_ids(prompt, add_bos=False)
         return self._stream(ids, with_fields(params, fields), continues=())
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt, checked against the model's vocabulary."""
         if isinstance(prompt, str):
-            add_bos = self.tokenizer.adds_bos or self.model.spec.needs_bos
-            return self.tokenizer.encode(prompt, add_bos=add_bos)
+            return self._text_ids(prompt, add_bos=self.tokenizer.adds_bos or self.model.spec.needs_bos)
         return _checked_ids(prompt, self.model.spec.embedding.num_rows)
+
+    def _text_ids(self, text: str, add_bos: bool) -> list[int]:
+        """A tokenizer may have more tokens than its model has rows: some were added without training."""
+        ids, size = self.tokenizer.encode(text, add_bos=add_bos), self.model.spec.embedding.num_rows
+        beyond = next((token for token in ids if token >= size), None)
+        if beyond is not None:
+            raise RequestError(
+                f"the prompt holds token {beyond} ({self.tokenizer.token_of(beyond)!r}), but the model's last is "
+                f"{size - 1}; leave it out, or take the tokenizer files of this very model"
+            )
+        return ids
 
     def _stream(self, ids: list[int], params: SamplingParams, continues: Iterable[int]) -> "Stream":
         room = self._room_after(ids)

@@ -34,6 +34,8 @@ class ChatTemplate:
             raise ConfigError(
                 f"{where}: the chat template's line {error.lineno} is not valid Jinja ({error.message})"
             ) from None
+        except Exception as error:  # noqa: BLE001 - Python compiles what Jinja writes, and has limits of its own
+            raise ConfigError(f"{where}: the chat template cannot be compiled ({_one_line(error)})") from None
 
     @classmethod
     def open(cls, folder: Path, special_names: Mapping[str, str]) -> "ChatTemplate":
@@ -78,7 +80,8 @@ def check_messages(messages: Sequence[Message]) -> None:
 def _default_template(entry: Any) -> str | None:
     """tokenizer_config.json holds one template, or a list of named ones."""
     if isinstance(entry, list):
-        entry = {item.get("name"): item.get("template") for item in entry if isinstance(item, dict)}.get("default")
+        named = (item for item in entry if isinstance(item, dict) and item.get("name") == "default")
+        entry = next(named, {}).get("template")
     return entry if isinstance(entry, str) else None
 
 

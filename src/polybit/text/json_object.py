@@ -14,6 +14,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair, which nothing downstream can encode
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON ({error}); fetch it again") from None
     if not isinstance(value, dict):

@@ -49,6 +49,8 @@ class Tokenizer:
                 raise RequestError(
                     f"text of type {type(text).__name__} cannot be encoded; expected str without lone surrogates"
                 ) from None
+            except Exception as error:  # noqa: BLE001 - the library raises nothing more specific
+                raise RequestError(f"the model's tokenizer has no tokens for this text: {error}") from None
         if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         if add_eos and self.eos_id is not None:
@@ -162,7 +164,8 @@ def _add_missing_tokens(inner: tokenizers.Tokenizer, folder: Path) -> None:
 def _declared_tokens(folder: Path) -> dict[int, str]:
     listed = (read_object(folder / "tokenizer_config.json") or {}).get("added_tokens_decoder")
     by_id: dict[str, Any] = listed if isinstance(listed, dict) else {}
-    declared = {int(i): token.get("content") for i, token in by_id.items() if i.isdecimal() and isinstance(token, dict)}
+    listed_ids = [i for i in by_id if i.isdecimal() and len(i) < 10]  # Python refuses to read thousands of digits
+    declared = {int(i): by_id[i].get("content") for i in listed_ids if isinstance(by_id[i], dict)}
     added = read_object(folder / "added_tokens.json") or {}
     declared |= {i: token for token, i in added.items() if isinstance(i, int)}
     return {i: token for i, token in declared.items() if isinstance(token, str) and token}

@@ -248,6 +248,17 @@ class TestBadRequests:
             engine.generate(prompt, GREEDY)
         assert engine.pool.free.num_held == 0
 
+    def test_a_token_that_the_model_has_no_row_for_is_named(self, tmp_path):
+        byte_level(write_random_model(tmp_path, {"vocab_size": 259}), chat_template=CHAT)
+        engine = load(tmp_path, device="cpu")
+        for ask in (lambda: engine.generate("a<pad>"), lambda: engine.chat([{"role": "user", "content": "<pad>"}])):
+            with pytest.raises(RequestError, match=r"token 259 \('<pad>'\), but the model's last is 258"):
+                ask()
+
+    def test_parameters_of_another_type_are_refused(self, say):
+        with pytest.raises(RequestError, match="params is of type dict"):
+            say("").generate("p", {"top_k": 3})
+
     def test_fields_are_checked_before_anything_runs(self, say):
         engine = say("")
         with pytest.raises(RequestError, match="did you mean top_k"):

@@ -80,6 +80,19 @@ def test_bad_jinja_is_a_config_error():
 
 
 @pytest.mark.parametrize(
+    "source",
+    [
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "{% if 1 %}" * 2000 + "{% endif %}" * 2000,
+        "{% for m in messages %}" * 30 + "{% endfor %}" * 30,
+    ],
+)
+def test_a_template_too_deep_to_compile_is_a_config_error(source):
+    with pytest.raises(ConfigError, match="here: the chat template cannot be compiled"):
+        template(source)
+
+
+@pytest.mark.parametrize(
     ("messages", "reason"),
     [
         ([], "not empty"),
@@ -107,7 +120,8 @@ class TestOpen:
         write(tmp_path, "tokenizer_config.json", {"chat_template": named})
         assert ChatTemplate.open(tmp_path, {}).render([USER]) == "default"
 
-    def test_none_is_said(self, tmp_path):
-        write(tmp_path, "tokenizer_config.json", {})
+    @pytest.mark.parametrize("entry", [None, 5, [], [{"name": ["default"], "template": "x"}], ["default"]])
+    def test_none_is_said(self, tmp_path, entry):
+        write(tmp_path, "tokenizer_config.json", {"chat_template": entry})
         with pytest.raises(ConfigError, match="has no chat template"):
             ChatTemplate.open(tmp_path, {})

@@ -156,7 +156,7 @@ class TestBadFiles:
     @pytest.mark.parametrize(
         "name", ["tokenizer_config.json", "config.json", "generation_config.json", "added_tokens.json"]
     )
-    @pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000])
+    @pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000, '{"bos_token": "\\ud800"}'])
     def test_broken_neighbours(self, tmp_path, name, text):
         byte_level(tmp_path)
         (tmp_path / name).write_text(text)
@@ -180,6 +180,18 @@ class TestBadFiles:
         byte_level(tmp_path, added_tokens_decoder={"300": {"content": "<x>"}})
         with pytest.raises(ConfigError, match=r"'<x>' has id 300, but the next free id of tokenizer\.json is 260"):
             Tokenizer.open(tmp_path)
+
+    def test_an_id_of_thousands_of_digits_is_no_id(self, tmp_path):
+        byte_level(tmp_path, added_tokens_decoder={"9" * 5000: {"content": "<x>"}})
+        assert Tokenizer.open(tmp_path).id_of("<x>") is None
+
+    def test_text_that_the_model_of_the_tokenizer_refuses(self, tmp_path):
+        byte_level(tmp_path)
+        inner = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        inner.model = tokenizers.models.WordLevel({"a": 0}, unk_token="[UNK]")
+        inner.save(str(tmp_path / "tokenizer.json"))
+        with pytest.raises(RequestError, match="no tokens for this text"):
+            Tokenizer.open(tmp_path).encode("hello")
 
     def test_random_damage_never_escapes_as_another_error(self, tmp_path_factory):
         folder: Path = byte_level(tmp_path_factory.mktemp("model"))
