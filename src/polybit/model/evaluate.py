@@ -66,6 +66,9 @@ def evaluate(
     """Score `model` on windows [R, L]; with a reference, also its divergence from that model's predictions."""
     if reference is not None:
         check_comparable(model, reference)
+    for each in (model, reference):
+        if each is not None:
+            check_windows(each, windows)
     scores = []
     for window in windows:
         scores.append(score_window(model, reference, window))
@@ -80,6 +83,21 @@ def check_comparable(model: Model, reference: Model) -> None:
     if found != expected:
         raise RequestError(
             f"the model predicts {found} tokens and the reference {expected}; compare models that share a tokenizer"
+        )
+
+
+def check_windows(model: Model, windows: Tensor) -> None:
+    """A model predicts tokens of its vocabulary, within its context."""
+    length, token, name = windows.shape[1], int(windows.max()), model.spec.architecture
+    if length > model.max_seq_len:
+        raise RequestError(
+            f"windows of {length} tokens are longer than the {model.max_seq_len} that this {name} reaches; "
+            "use a shorter length"
+        )
+    if token >= model.spec.embedding.num_rows:
+        raise RequestError(
+            f"the text holds token {token}, but the last of this {name} is {model.spec.embedding.num_rows - 1}; "
+            "take the tokenizer files of this very model"
         )
 
 

@@ -93,6 +93,16 @@ def test_models_of_different_vocabularies_do_not_compare(
         evaluate.evaluate(models[0], windows, other)
 
 
+def test_windows_beyond_a_models_context_or_vocabulary_are_refused(
+    models: tuple[Model, Model], windows: torch.Tensor, tmp_path: Path
+) -> None:
+    short = load(open_model(write_random_model(tmp_path / "short"), LoadOptions("cpu", max_seq_len=8)))
+    with pytest.raises(RequestError, match=f"windows of {windows.shape[1]} tokens are longer than the 8"):
+        evaluate.evaluate(models[0], windows, short)
+    with pytest.raises(RequestError, match="holds token 96, but the last of this LlamaForCausalLM is 95"):
+        evaluate.evaluate(models[0], torch.tensor([[3, 96]]))
+
+
 def test_a_token_that_the_reference_rules_out_adds_nothing() -> None:
     log_p = log_probabilities(torch.tensor([[0.0, 0.0, -torch.inf]]))
     log_q = log_probabilities(torch.tensor([[0.0, 0.0, 0.0]]))
