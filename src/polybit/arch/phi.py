@@ -24,5 +24,6 @@ def block(cfg: HFConfig, layer: int) -> ParallelBlock:
 
 
 def model(cfg: HFConfig) -> Model:
+    cfg.only("tie_word_embeddings", False)  # the head has a bias of its own
     base = decoder(cfg, block, norm(cfg, "model.final_layernorm"))
     return replace(base, head=replace(base.head, linear=replace(base.head.linear, bias=True)))

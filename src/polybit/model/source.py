@@ -71,6 +71,11 @@ def _with_options(model: spec.Model, options: LoadOptions) -> spec.Model:
                 f"max_seq_len is {options.max_seq_len}, but {model.architecture} has {model.positions.num_rows} "
                 "learned positions; ask for no more"
             )
+        stretched = options.rope_scale or options.rope_alpha or options.rope_yarn
+        if options.max_seq_len > model.max_seq_len and not stretched:
+            log.warning("max_seq_len %d is more than the %d that %s is made for: answers get worse beyond them, unless "
+                        "rope_scale, rope_alpha or rope_yarn stretch its positions",
+                        options.max_seq_len, model.max_seq_len, model.architecture)  # fmt: skip
         model = replace(model, max_seq_len=options.max_seq_len)
     return model
 

@@ -227,6 +227,11 @@ def test_what_cannot_be_is_one_line_that_names_the_key(changes: dict[str, Any], 
     assert "\n" not in str(raised.value)
 
 
+def test_a_head_with_a_bias_is_never_tied() -> None:
+    with pytest.raises(UnsupportedModel, match="tie_word_embeddings is True; polybit implements PhiForCausalLM"):
+        read({**PUBLISHED["PhiForCausalLM"], "tie_word_embeddings": True})
+
+
 def test_experts_cannot_be_visited_more_often_than_there_are() -> None:
     with pytest.raises(ConfigError, match="num_experts_per_tok is 9, expected at most the 8 experts"):
         read(PUBLISHED["MixtralForCausalLM"], num_experts_per_tok=9)

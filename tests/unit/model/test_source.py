@@ -122,6 +122,21 @@ def test_max_seq_len_out_of_range(tmp_path: Path, options: LoadOptions) -> None:
         open_model(tmp_path, options)
 
 
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        (LoadOptions(max_seq_len=513), True),
+        (LoadOptions(max_seq_len=512), False),
+        (LoadOptions(max_seq_len=1024, rope_alpha=2.0), False),
+    ],
+)
+def test_a_context_longer_than_the_models_is_said(
+    tmp_path: Path, options: LoadOptions, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert open_model(write_random_model(tmp_path), options).spec.max_seq_len == options.max_seq_len
+    assert ("is more than the 512 that LlamaForCausalLM is made for" in caplog.text) == warned
+
+
 def test_an_unread_key_refuses_the_model(tmp_path: Path) -> None:
     write_random_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**TINY_LLAMA, "attention_twist": 3}))
