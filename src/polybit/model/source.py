@@ -1,6 +1,5 @@
 """A model folder, opened and checked but not loaded: its raw config, its spec, and its tensors by name."""
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from polybit.errors import ConfigError, FormatError
 from polybit.format.checkpoint import FLOATS, Checkpoint
 from polybit.format.hub import local_folder
 from polybit.model.options import LoadOptions
+from polybit.text.json_object import read_object
 
 log = logging.getLogger(__name__)
 
@@ -45,39 +45,36 @@ def open_model(folder: Path | str, options: LoadOptions | None = None) -> ModelS
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder; give the folder that holds a model's config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{folder} holds no config.json; give the folder of a Hugging Face or EXL2 model") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON ({error}); fetch it again") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path} holds a {type(config).__name__}, expected a JSON object; fetch it again")
+    config = read_object(folder / "config.json")
+    if config is None:
+        raise ConfigError(f"{folder} holds no config.json; give the folder of a Hugging Face or EXL2 model")
     return config
 
 
 def _with_options(model: spec.Model, options: LoadOptions) -> spec.Model:
-    model = arch.with_rope_override(model, options.rope_scale, options.rope_alpha, options.rope_yarn)
-    if options.max_seq_len is not None:
-        if options.max_seq_len < 1:
-            raise ConfigError(f"max_seq_len is {options.max_seq_len}, expected at least 1")
-        if model.positions is not None and options.max_seq_len > model.positions.num_rows:
-            raise ConfigError(
-                f"max_seq_len is {options.max_seq_len}, but {model.architecture} has {model.positions.num_rows} "
-                "learned positions; ask for no more"
-            )
-        stretched = options.rope_scale or options.rope_alpha or options.rope_yarn
-        if options.max_seq_len > model.max_seq_len and not stretched:
-            log.warning("max_seq_len %d is more than the %d that %s is made for: answers get worse beyond them, unless "
-                        "rope_scale, rope_alpha or rope_yarn stretch its positions",
-                        options.max_seq_len, model.max_seq_len, model.architecture)  # fmt: skip
-        model = replace(model, max_seq_len=options.max_seq_len)
-    return model
+    stretch = (options.rope_scale, options.rope_alpha, options.rope_yarn)
+    model = arch.with_rope_override(model, *stretch)
+    if options.max_seq_len is None:
+        return model
+    _check_length(model, options.max_seq_len, stretched=any(stretch))
+    return replace(model, max_seq_len=options.max_seq_len)
+
+
+def _check_length(model: spec.Model, length: int, stretched: bool) -> None:
+    """Whether `model` can be asked to reach `length` tokens; says so where it was not made for as many."""
+    if length < 1:
+        raise ConfigError(f"max_seq_len is {length}, expected at least 1")
+    if model.positions is not None and length > model.positions.num_rows:
+        raise ConfigError(
+            f"max_seq_len is {length}, but {model.architecture} has {model.positions.num_rows} learned positions; "
+            "ask for no more"
+        )
+    if length > model.max_seq_len and not stretched:
+        log.warning("max_seq_len %d is more than the %d that %s is made for: answers get worse beyond them, unless "
+                    "rope_scale, rope_alpha or rope_yarn stretch its positions",
+                    length, model.max_seq_len, model.architecture)  # fmt: skip
 
 
 def check_complete(model: spec.Model, checkpoint: Checkpoint) -> None:

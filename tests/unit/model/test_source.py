@@ -34,7 +34,7 @@ def test_opens(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ("[1]", "expected a JSON object"),
-        ("\udcff", "not valid JSON"),
+        ("\udcff", "not UTF-8"),
     ],
 )
 def test_bad_config_files(tmp_path: Path, content: str | None, words: str) -> None:
