@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from closeness import assert_close
+from polybit.kernels import reference
 from polybit.spec import Activation
 
 ODD_SHAPES = [(1, 32), (3, 576), (7, 33)]
@@ -66,6 +67,12 @@ def test_activations(backend, device, dtype, random, activation) -> None:
     x, up = _randn((5, 97), dtype, random, device) * 3, _randn((5, 97), dtype, random, device)
     assert_close(backend.activate(x, activation), _act(x.double(), activation))
     assert_close(backend.gated_activate(x, up, activation), _act(x.double(), activation) * up.double())
+
+
+def test_the_reference_rounds_a_gated_activation_once(device, random) -> None:
+    x, up = (_randn((64, 97), torch.float16, random, device) for _ in range(2))
+    exact = reference.activate(x.float(), Activation.SILU) * up.float()
+    assert torch.equal(reference.gated_activate(x, up, Activation.SILU), exact.half())
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -81,11 +81,14 @@ class Checkpoint:
         return name in self._entries
 
     def kind(self, key: str) -> Kind | None:
-        """How the matrix `key` is stored; None if it is not there."""
-        for suffix, kind in _KINDS:
-            if f"{key}.{suffix}" in self:
-                return kind
-        return None
+        """How the matrix `key` is stored; None if it is not there. FormatError: in two ways, so of two models."""
+        found = [(f"{key}.{suffix}", kind) for suffix, kind in _KINDS if f"{key}.{suffix}" in self]
+        if len(found) > 1:
+            first, second = (f"{name} ({self.file_of(name).name})" for name, _ in found[:2])
+            raise FormatError(
+                f"{self.folder} holds both {first} and {second}; it mixes two models: move the files of one away"
+            )
+        return found[0][1] if found else None
 
     def names_of(self, key: str) -> list[str]:
         """Names of the tensors `{key}.*`, one level deep: the parts of one matrix."""

@@ -93,9 +93,10 @@ def _choose_unpacked(source: ModelSource, device: torch.device, dtype: torch.dty
     wanted = source.options.unpacked
     unpacked = plan.should_unpack() if wanted is None else wanted
     check_fits(plan, unpacked, device, str(source.folder))
+    held = "are held dequantized" if unpacked else "are held packed and dequantized at each use"
     log.info(
-        "quantized weights are held %s (%.2f GB; %.2f GB free)",
-        "dequantized" if unpacked else "packed and are dequantized at each use",
+        "weights %s (%.2f GB; %.2f GB free)",
+        held if plan.is_quantized else "are not quantized",
         plan.weights(unpacked) / 1e9,
         plan.free / 1e9,
     )

@@ -22,6 +22,11 @@ class MemoryPlan:
     kv_per_token: int  # keys and values of one token, all layers
     free: int  # on the device now
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any matrix could be held packed."""
+        return self.packed != self.unpacked
+
     def weights(self, unpacked: bool) -> int:
         return (self.unpacked if unpacked else self.packed) + self.vectors
 
@@ -69,6 +74,6 @@ def check_fits(plan: MemoryPlan, unpacked: bool, device: torch.device, folder: s
     if needed > plan.free:
         raise OutOfMemory(
             f"{folder} needs {needed / 1e9:.1f} GB of memory on {device}, but {plan.free / 1e9:.1f} GB are free; "
-            + ("use unpacked=False, " if unpacked and plan.packed < plan.unpacked else "")
+            + ("use unpacked=False, " if unpacked and plan.is_quantized else "")
             + "close other programs or take a model of fewer bits per weight"
         )

@@ -33,6 +33,15 @@ def test_renames_apply_in_order_and_bind_to_the_start(tmp_path: Path) -> None:
     assert checkpoint.tensor("x.mlp").shape == (2,)
 
 
+@pytest.mark.parametrize("other", ["q_weight", "qweight"])
+def test_a_matrix_stored_in_two_ways_is_of_two_models(tmp_path: Path, other: str) -> None:
+    save(tmp_path, "model.safetensors", up__weight=torch.zeros(4, 4))
+    save(tmp_path, "output.safetensors", **{f"up__{other}": torch.zeros(1, 4, dtype=torch.int32)})
+    words = rf"both up\.{other} \(output\.safetensors\) and up\.weight \(model\.safetensors\)"
+    with pytest.raises(FormatError, match=words):
+        Checkpoint.open(tmp_path).kind("up")
+
+
 def test_narrow_reads_a_part_along_either_axis(tmp_path: Path) -> None:
     whole = torch.arange(24).reshape(4, 6)
     save(tmp_path, "m.safetensors", a=whole)

@@ -72,6 +72,19 @@ def test_plan_counts_every_byte_of_a_dense_model(tmp_path: Path) -> None:
     assert plan.kv_per_token == 2 * 2 * 2 * 16 * 2  # layers, K and V, heads, head dim, bytes
 
 
+def test_an_unquantized_model_is_never_told_to_stay_packed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = open_model(write_random_model(tmp_path), CPU)
+    plan = replace(plan_memory(source, torch.device("cpu"), torch.float32), free=1000)
+    assert not plan.is_quantized
+    for could_be_packed, advice in ((plan, False), (replace(plan, packed=plan.packed // 2), True)):
+        with pytest.raises(OutOfMemory) as raised:
+            check_fits(could_be_packed, True, torch.device("cpu"), "model")
+        assert ("unpacked=False" in str(raised.value)) == advice
+    with caplog.at_level("INFO"):
+        load(source)
+    assert "weights are not quantized" in caplog.text
+
+
 def test_what_does_not_fit_is_refused_with_figures(tmp_path: Path) -> None:
     source = open_model(write_random_model(tmp_path), CPU)
     plan = replace(plan_memory(source, torch.device("cpu"), torch.float32), free=1000)

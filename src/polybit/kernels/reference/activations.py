@@ -22,4 +22,4 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 def gated_activate(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    return activate(gate, activation) * up
+    return (activate(gate.float(), activation) * up.float()).to(gate.dtype)
