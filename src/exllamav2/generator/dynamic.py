@@ -82,9 +82,10 @@ class ExLlamaV2DynamicGenerator:
         return len(self._jobs)
 
     def cancel(self, job: ExLlamaV2DynamicJob) -> None:
-        """Drop a job, whether it runs or waits."""
+        """Drop a job, whether it runs, waits or has ended."""
         job.cancel()
-        self._jobs.remove(job)
+        if job in self._jobs:
+            self._jobs.remove(job)
 
     def clear_queue(self) -> None:
         """Drop all jobs."""

@@ -52,7 +52,7 @@ class ChatTemplate:
             )
         return cls(source, special_names, str(path))
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
+    def render(self, messages: Sequence[Message], /, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The prompt that makes the model answer `messages`; special tokens stand in it as text.
 
         `variables` (tools, enable_thinking, ...) reach the template by name. Raises RequestError where the

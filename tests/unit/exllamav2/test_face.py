@@ -261,6 +261,7 @@ class TestJobs:
         assert dynamic.enqueue(jobs) == [1, 2]
         dynamic.iterate()
         dynamic.cancel(jobs[0])
+        dynamic.cancel(jobs[0])  # again: it is gone already
         assert parts["cache"].pool.free.num_held == 0
         assert dynamic.iterate()[0]["job"] is jobs[1]
         dynamic.clear_queue()

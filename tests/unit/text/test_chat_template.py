@@ -74,6 +74,11 @@ def test_no_template_reaches_out_of_its_sandbox(source):
         template(source).render([USER])
 
 
+def test_a_variable_cannot_stand_for_the_messages():
+    with pytest.raises(RequestError, match="multiple values for keyword argument 'messages'"):
+        template(CHATML).render([USER], **{"messages": "others"})
+
+
 def test_bad_jinja_is_a_config_error():
     with pytest.raises(ConfigError, match=r"here: the chat template's line 2 is not valid Jinja"):
         template("fine\n{% endif %}")
