@@ -9,6 +9,7 @@ from typing import Any
 
 from polybit.errors import FormatError, JobError, UnsupportedModel
 from polybit.format.exl2 import storage_bits
+from polybit.format.files import unwritable
 from polybit.model.source import ModelSource
 from polybit.quantizer.allocate import Choice, budget_of
 from polybit.quantizer.calibration import Calibration, Shape, fingerprint, read_calibration
@@ -53,6 +54,8 @@ def check_source(source: ModelSource, options: ConvertOptions) -> None:
 def open_job(source: ModelSource, out: Path, options: ConvertOptions) -> Job:
     """The job of an earlier run, or a new one with its calibration tokens kept."""
     folder = (options.work_dir or out / WORK_FOLDER).expanduser()
+    if out.absolute().is_relative_to(folder.absolute()):
+        raise JobError(f"work_dir {folder} is deleted at the end, but {out} would lie in it; take different folders")
     identity = dict(_identity(source, options))
     if Job.exists(folder) and options.resume:
         return Job.resume(folder, identity)
@@ -60,7 +63,7 @@ def open_job(source: ModelSource, out: Path, options: ConvertOptions) -> Job:
     _check_disk(source, folder, options)
     calibration = _calibrate(source, options)
     measurement = None if options.measurement is None else read_measurement(options.measurement, source.spec)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     job = Job(folder, identity)
     job.keep_tensors(TOKENS, {"tokens": calibration.tokens})
     job.keep_json(RECORD, calibration.record)
@@ -108,6 +111,13 @@ def _claim(folder: Path, out: Path) -> None:
             )
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
 def _check_disk(source: ModelSource, folder: Path, options: ConvertOptions) -> None:
     """Every quantized tensor lies on the disk twice for a moment: in the job's folder and in the result."""
     model, head = source.spec, source.spec.head.linear
@@ -137,4 +147,11 @@ def _calibrate(source: ModelSource, options: ConvertOptions) -> Calibration:
         vocab_size=model.embedding.num_rows,
         bos=tokenizer.bos_id if starts_with_bos else None,
     )
-    return read_calibration(options.calibration, shape, lambda text: tokenizer.encode(text, parse_special=False))
+    found = read_calibration(options.calibration, shape, lambda text: tokenizer.encode(text, parse_special=False))
+    used = {
+        "rows": options.rows,
+        "length": min(options.length, shape.length),
+        "measure_rows": options.measure_rows,
+        "measure_length": min(options.measure_length, shape.length),
+    }
+    return Calibration(found.tokens, found.record | used)

@@ -3,7 +3,6 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,8 @@ from polybit.modules.rope import rope_tables
 from polybit.quantizer.allocate import Choice, allocate
 from polybit.quantizer.begin import check_source, open_job, read_kept_calibration
 from polybit.quantizer.calibration import Calibration
-from polybit.quantizer.job import Job
+from polybit.quantizer.job import STAGES, Job
+from polybit.quantizer.measure import MeasuredOption
 from polybit.quantizer.measurement import option_json, read_measurement, read_option, write_measurement
 from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
 from polybit.quantizer.output import write_model
@@ -68,35 +68,33 @@ class Conversion:
     job: Job
     report: Report
     errors: dict[str, float] = field(default_factory=dict)
-    bits: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> ConvertResult:
-        stages: dict[str, Callable[[], None]] = {
-            "measure": self.measure,
-            "quantize": self.quantize,
-            "head": self.quantize_head,
-            "write": self.write,
-        }
-        done = self.job.progress.stage
-        for stage, run in list(stages.items())[list(stages).index(done) :]:
-            started = time.monotonic()
-            run()
-            self.seconds[stage] = time.monotonic() - started
-            log.info("%s: %.1f s", stage, self.seconds[stage])
-            if self.options.measure_only:
-                break
-        return ConvertResult(
-            folder=self.out,
-            bits=self.bits,
-            errors=self.errors,
-            measurement=self.job.folder / "measurement.json"
-            if self.options.measure_only
-            else self.out / "measurement.json",
-            rounding=self.bench.rounding.NAME,
-            device=describe(self.bench.device),
-            seconds=self.seconds,
-        )
+        run = {"measure": self.measure, "quantize": self.quantize, "head": self.quantize_head, "write": self.write}
+        for stage in self.planned:
+            if STAGES.index(stage) >= STAGES.index(self.job.progress.stage):
+                started = time.monotonic()
+                run[stage]()
+                self.seconds[stage] = time.monotonic() - started
+                log.info("%s: %.1f s", stage, self.seconds[stage])
+        if self.options.measure_only:
+            self.save_measurement()
+            return self.result(bits=0.0, measurement=self.measurement_file)
+        result = self.result(self.bits, self.out / self.measurement_file.name)
+        self.job.delete()
+        return result
+
+    def result(self, bits: float, measurement: Path) -> ConvertResult:
+        rounding, device = self.bench.rounding.NAME, describe(self.bench.device)
+        return ConvertResult(self.out, bits, self.errors, measurement, rounding, device, self.seconds)
+
+    @property
+    def planned(self) -> tuple[str, ...]:
+        """The stages of a run that nothing interrupts."""
+        if self.options.measure_only:
+            return STAGES[:1]
+        return STAGES if self.options.measurement is None else STAGES[1:]
 
     # ---- stages
 
@@ -119,15 +117,10 @@ class Conversion:
             for slot, entry in zip(self.slots, kept, strict=True)
         ]
         write_measurement(self.measurement_file, self.source.spec, measurement)
-        self.save_measurement()
         self.job.next_stage()
 
     def quantize(self) -> None:
-        measurement = read_measurement(self.measurement_file, self.source.spec)
-        choices = [[Choice(o.num_bits, (1 - o.accuracy) ** 2) for o in options] for options in measurement]
-        picked = allocate(choices, self.options.bits, self.num_weights)
-        chosen = [options[i] for options, i in zip(measurement, picked, strict=True)]
-        self.bits = sum(option.num_bits for option in chosen) / self.num_weights
+        chosen = self.chosen
         log.info("allocated %.4f bits per weight of %g", self.bits, self.options.bits)
 
         def step(layer: int, x: Tensor) -> Tensor:
@@ -153,12 +146,12 @@ class Conversion:
         options, shard_bytes = self.options, (self.options.shard_mb or 1 << 30) << 20
         for layer in range(self.num_layers):
             self.errors |= self.job.kept_json(_layer_name("quantize", layer))
-        _copy(self.measurement_file, self.out / "measurement.json")
+        _copy(self.measurement_file, self.out / self.measurement_file.name)
+        self.save_measurement()
         record = self.calibration.record
         write_model(self.source, self.job, self.out, shard_bytes, options.bits, options.head_bits, record)
         open_model(self.out)
         self.tell("write", self.num_layers)
-        self.job.delete()
 
     # ---- what they share
 
@@ -184,6 +177,19 @@ class Conversion:
     def num_weights(self) -> int:
         return sum(slot.num_weights for slot in self.slots)
 
+    @cached_property
+    def chosen(self) -> list[MeasuredOption]:
+        """The option of each slot; the same at every run, so that it need not be kept."""
+        measurement = read_measurement(self.measurement_file, self.source.spec)
+        choices = [[Choice(o.num_bits, (1 - o.accuracy) ** 2) for o in options] for options in measurement]
+        picked = allocate(choices, self.options.bits, self.num_weights)
+        return [options[i] for options, i in zip(measurement, picked, strict=True)]
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight of the chosen options, over the decoder's matrices."""
+        return sum(option.num_bits for option in self.chosen) / self.num_weights
+
     @property
     def measurement_file(self) -> Path:
         return self.job.folder / "measurement.json"
@@ -191,12 +197,11 @@ class Conversion:
     def save_measurement(self) -> None:
         wanted = self.options.save_measurement
         if wanted is not None:
-            _copy(self.measurement_file, wanted / "measurement.json" if wanted.is_dir() else wanted)
+            _copy(self.measurement_file, wanted / self.measurement_file.name if wanted.is_dir() else wanted)
 
     def tell(self, stage: str, layer: int) -> None:
-        runs = [name for name in SHARES if name != "measure" or self.options.measurement is None]
-        whole = sum(SHARES[name] for name in runs)
-        before = sum(SHARES[name] for name in runs[: runs.index(stage)])
+        whole = sum(SHARES[name] for name in self.planned)
+        before = sum(SHARES[name] for name in self.planned[: self.planned.index(stage)])
         share = SHARES[stage] * layer / self.num_layers
         self.report(ConvertProgress(stage, layer, self.num_layers, (before + share) / whole))
 

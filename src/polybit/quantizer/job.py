@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from polybit.errors import JobError
-from polybit.format.files import atomic_write_json, replacing
+from polybit.format.files import atomic_write_json, replacing, unwritable
 
 VERSION = 1
 STAGES = ("measure", "quantize", "head", "write")
@@ -78,8 +78,11 @@ class Job:
     def keep_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         path = self.folder / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, temporary)
+        try:
+            with replacing(path) as temporary:
+                save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, temporary)
+        except SafetensorError as error:
+            raise unwritable(path, error) from error
 
     def kept_tensors(self, name: str) -> dict[str, Tensor]:
         """JobError where they are not there or damaged."""

@@ -115,6 +115,7 @@ def test_same_bytes_after_kills_at_any_write(
         except KeyboardInterrupt:
             kills += 1
     assert kills > 5
+    assert result.bits == done.bits
     assert contents(result.folder) == contents(done.folder)
 
 
@@ -138,8 +139,10 @@ def test_a_measurement_serves_any_bits(tiny: Path, text: Path, done: ConvertResu
 
 def test_measuring_alone(tiny: Path, text: Path, done: ConvertResult, tmp_path: Path) -> None:
     saved = tmp_path / "m.json"
-    convert(tiny, tmp_path / "out", options(text, measure_only=True, save_measurement=saved))
+    for _ in range(2):  # the second time there is nothing left to do
+        convert(tiny, tmp_path / "out", options(text, measure_only=True, save_measurement=saved))
     assert saved.read_bytes() == done.measurement.read_bytes()
+    assert contents(convert(tiny, tmp_path / "out", options(text)).folder) == contents(done.folder)
 
 
 def test_a_tied_model_gets_a_head_of_its_own(make_model: Make, text: Path, tmp_path: Path) -> None:
@@ -211,6 +214,17 @@ def test_a_damaged_job_is_refused_in_one_line(
     (interrupted / begin.WORK_FOLDER / damaged).write_bytes(how)
     with pytest.raises(JobError, match=rf"^[^\n]*{damaged}[^\n]*$"):
         convert(tiny, interrupted, options(text))
+
+
+def test_a_result_inside_its_own_working_folder_is_refused(tiny: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="is deleted at the end"):
+        convert(tiny, tmp_path / "work" / "out", options(text, work_dir=tmp_path / "work"))
+
+
+def test_a_working_folder_of_ones_own(tiny: Path, text: Path, done: ConvertResult, tmp_path: Path) -> None:
+    found = convert(tiny, tmp_path / "out", options(text, work_dir=tmp_path / "work"))
+    assert contents(found.folder) == contents(done.folder)
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize("bits", [1.5, 20.0])
