@@ -76,7 +76,7 @@ def test_no_template_reaches_out_of_its_sandbox(source):
 
 def test_a_variable_cannot_stand_for_the_messages():
     with pytest.raises(RequestError, match="multiple values for keyword argument 'messages'"):
-        template(CHATML).render([USER], **{"messages": "others"})
+        template(CHATML).render([USER], messages="others")
 
 
 def test_bad_jinja_is_a_config_error():
