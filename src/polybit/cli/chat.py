@@ -11,6 +11,7 @@ from polybit.cli.console import note
 from polybit.cli.generate import print_stream
 from polybit.cli.loading import load_engine
 from polybit.cli.shared_options import ModelName, loading, sampling
+from polybit.errors import RequestError
 from polybit.generator.engine import Engine
 from polybit.generator.params import SamplingParams
 from polybit.model.options import LoadOptions
@@ -19,7 +20,7 @@ from polybit.text import Message
 with contextlib.suppress(ImportError):
     import readline  # noqa: F401 - gives input() line editing; not on Windows
 
-ROOM_FOR_ANSWER = 256  # tokens
+ROOM_FOR_ANSWER = 256  # tokens; of a short context, a quarter
 
 
 @loading
@@ -40,9 +41,11 @@ def chat(
         if line == "/clear":
             messages = list(opening)
             continue
-        messages.append({"role": "user", "content": line})
-        messages = forget_oldest(engine, messages, len(opening))
-        messages.append({"role": "assistant", "content": answer(engine, messages, params)})
+        asked = forget_oldest(engine, [*messages, {"role": "user", "content": line}], len(opening))
+        try:
+            messages = [*asked, {"role": "assistant", "content": answer(engine, asked, params)}]
+        except RequestError as error:
+            note(f"{error} (the conversation goes on without this message)")
 
 
 def read_messages() -> Iterator[str]:
@@ -79,4 +82,5 @@ def forget_oldest(engine: Engine, messages: list[Message], num_opening: int) -> 
 
 def has_room(engine: Engine, messages: list[Message]) -> bool:
     prompt = engine.chat_template.render(messages)
-    return len(engine.tokenizer.encode(prompt)) + ROOM_FOR_ANSWER <= engine.context
+    room = min(ROOM_FOR_ANSWER, engine.context // 4)
+    return len(engine.tokenizer.encode(prompt)) + room <= engine.context

@@ -20,6 +20,8 @@ from polybit.model.options import LoadOptions
 from polybit.model.source import ModelSource, open_model
 from polybit.text import Tokenizer
 
+WINDOW = 2048  # tokens
+
 
 @loading
 def evaluate(
@@ -32,7 +34,12 @@ def evaluate(
     rows: Annotated[
         int | None, typer.Option("--rows", min=1, help="Windows of text to use.", show_default="the whole text")
     ] = None,
-    length: Annotated[int, typer.Option("--length", min=2, help="Tokens a window.")] = 2048,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            "--length", min=2, help="Tokens a window.", show_default="2048, or the model's context if shorter"
+        ),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
     """Measure perplexity on a text and, with --reference, how far the predictions moved.
@@ -42,7 +49,8 @@ def evaluate(
     """
     source = open_model(model, options)
     compared = None if reference is None else open_model(reference, options)
-    windows = tokenize(source, read_text(text), length, rows)
+    context = min(each.spec.max_seq_len for each in (source, compared) if each is not None)
+    windows = tokenize(source, read_text(text), length or min(WINDOW, context), rows)
     judged, expected = load_model(source), None if compared is None else load_model(compared)
     with progress("evaluating") as advance:
         score = score_model(judged, windows, expected, advance)

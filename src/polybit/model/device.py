@@ -15,12 +15,13 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def choose_device(name: str | None) -> torch.device:
     """The named device, else POLYBIT_DEVICE, else CUDA if there is one, else the CPU (Apple: ask for `mps` by name)."""
     chosen = name or env.device()
+    asked_by = "device" if name else "POLYBIT_DEVICE"
     if chosen is None:
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(chosen)
     except RuntimeError:
-        raise KernelError(f"device {chosen!r} is not one that torch knows; use cpu, cuda, cuda:1 or mps") from None
+        raise KernelError(f"{asked_by} {chosen!r} is not one that torch knows; use cpu, cuda, cuda:1 or mps") from None
     _check_present(device)
     log.info("device: %s", describe(device))
     return device
