@@ -1,15 +1,26 @@
 """A tiny model that speaks, and the command line run in this process."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from polybit.cli.console import log
 from polybit.cli.main import run
 from random_model import write_random_model
 from unit.cli.program import Polybit, Result
 from unit.text.folders import byte_level
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """A command sets the level of polybit's log, which would outlive it here."""
+    before, handlers = log.level, list(log.handlers)
+    yield
+    log.setLevel(before)
+    log.handlers[:] = handlers
 
 
 @pytest.fixture
