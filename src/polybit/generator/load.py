@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from polybit.cache import KVPool
-from polybit.errors import RequestError
+from polybit.errors import ConfigError, RequestError
+from polybit.fields import replaced
 from polybit.generator.engine import Engine
 from polybit.model.model import LoadProgress
 from polybit.model.model import load as load_model
-from polybit.model.options import load_options
+from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.text import Tokenizer
 
@@ -24,7 +25,7 @@ def load(
     but no more than DEFAULT_CACHE_TOKENS. Raises ConfigError, FormatError, KernelError, OutOfMemory or RequestError.
     """
     _check_cache_tokens(cache_tokens)
-    source = open_model(path, load_options(options))
+    source = open_model(path, replaced(LoadOptions(), options, "option of loading", ConfigError))
     tokenizer = Tokenizer.open(source.folder)
     size = cache_tokens or min(source.spec.max_seq_len, DEFAULT_CACHE_TOKENS)
     model = load_model(source, progress)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polybit.errors import RequestError, did_you_mean
+from polybit.errors import RequestError
+from polybit.fields import replaced
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,7 @@ def with_fields(params: SamplingParams | None, fields: Mapping[str, Any]) -> Sam
     """`params` (or the defaults) with some fields replaced. Raises RequestError for a name that is none of them."""
     if not isinstance(params, SamplingParams | None):
         raise RequestError(f"params is of type {type(params).__name__}, expected SamplingParams")
-    names = [field.name for field in dataclasses.fields(SamplingParams)]
-    for name in fields:
-        if name not in names:
-            raise RequestError(f"unknown sampling parameter {name!r}; {did_you_mean(name, names)}")
-    return dataclasses.replace(params or SamplingParams(), **fields)
+    return replaced(params or SamplingParams(), fields, "sampling parameter", RequestError)
 
 
 def _check_number(name: str, value: Any, interval: Interval) -> None:

@@ -1,13 +1,9 @@
 """How a model is loaded: one frozen dataclass. CLI flags and `polybit.load` arguments come from its fields."""
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
 
-from polybit.errors import ConfigError, did_you_mean
-
-KINDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
+from polybit.errors import ConfigError
+from polybit.fields import check_kinds
 
 
 @dataclass(frozen=True)
@@ -28,22 +24,4 @@ class LoadOptions:
     unpacked: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(LoadOptions).items():
-            value, kind = getattr(self, name), get_args(hint)[0]  # each is a kind or None
-            if value is not None and not _is_a(kind, value):
-                raise ConfigError(f"{name} is {value!r:.60}, expected {KINDS[kind]}")
-
-
-def load_options(fields: Mapping[str, Any]) -> LoadOptions:
-    """LoadOptions of these fields. ConfigError for a name that is none of them, or a value of another type."""
-    names = [field.name for field in dataclasses.fields(LoadOptions)]
-    for name in fields:
-        if name not in names:
-            raise ConfigError(f"unknown option {name!r} of loading; {did_you_mean(name, names)}")
-    return LoadOptions(**fields)
-
-
-def _is_a(kind: type, value: object) -> bool:
-    if isinstance(value, bool):  # an int to Python
-        return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
+        check_kinds(self, ConfigError)

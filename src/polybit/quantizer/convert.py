@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polybit.errors import JobError
+from polybit.fields import replaced
 from polybit.format.files import replacing
 from polybit.kernels.registry import get_backend
 from polybit.kernels.rounding import choose_rounding
@@ -48,7 +50,7 @@ def convert(
     `fields` are those of ConvertOptions, and replace what `options` says: `convert(source, out, bits=3.5)`.
     Raises ConfigError, FormatError, CalibrationError or JobError; what was done by then is kept for another run.
     """
-    options = replace(options or ConvertOptions(), **fields)
+    options = replaced(options or ConvertOptions(), fields, "option of conversion", JobError)
     check_options(options)
     load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
     source = open_model(Path(source_folder), load_options)
@@ -158,7 +160,7 @@ class Conversion:
     @cached_property
     def bench(self) -> Workbench:
         device = choose_device(self.options.device)
-        ropes = rope_tables(self.calibration.tokens.shape[1], device)
+        ropes = rope_tables(self.source.spec.max_seq_len, device)
         return Workbench(self.source, ropes, get_backend(None), choose_rounding(device), device)
 
     @cached_property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polybit.errors import JobError
+from polybit.fields import check_kinds
 from polybit.quantizer.candidates import HEAD_SETS
 
 METHODS = ("gptq-v2",)
@@ -13,7 +14,7 @@ METHODS = ("gptq-v2",)
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Rows and lengths are of calibration text; more of it is slower and a little better."""
+    """Rows and lengths are of calibration text; more of it is slower and a little better. JobError: a value's type."""
 
     bits: float = 4.0  # average over the decoder's matrices, overheads included
     head_bits: int = 6
@@ -32,6 +33,14 @@ class ConvertOptions:
     device: str | None = None
     rope_scale: float | None = None
     rope_alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("work_dir", "measurement", "save_measurement"):
+            if isinstance(given := getattr(self, name), str):
+                object.__setattr__(self, name, Path(given))
+        if isinstance(self.calibration, Path):
+            object.__setattr__(self, "calibration", str(self.calibration))
+        check_kinds(self, JobError)
 
 
 @dataclass(frozen=True)
