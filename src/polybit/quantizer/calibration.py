@@ -15,7 +15,8 @@ Encode = Callable[[str], list[int]]
 
 DEFAULT_NAME = "(default)"
 RANDOM_SHARE = 16  # one row in so many of the default text is uniformly random tokens
-MAX_DOCUMENT_TOKENS = 1024  # of one document of the default text, so that no single one dominates
+# Tokens taken of one document of the default text: few, for variety beats coherence, unless more are needed.
+DOCUMENT_TOKENS = (256, 2048, None)
 ENCODE_BLOCK = 1 << 16  # characters encoded at once: a long text is tokenized only as far as it is needed
 
 
@@ -58,17 +59,23 @@ def _default_rows(shape: Shape, encode: Encode) -> tuple[list[int], dict[str, in
     """Token stream, tokens by source, number of random rows."""
     random_rows = shape.rows // RANDOM_SHARE
     needed = (shape.rows - random_rows) * _text_length(shape)
-    stream, composition = list[int](), dict[str, int]()
+    for at_most in DOCUMENT_TOKENS:
+        by_source = _from_sources(needed, encode, at_most)
+        stream = [token for tokens in by_source.values() for token in tokens]
+        if len(stream) >= needed:
+            return stream, {name: len(tokens) for name, tokens in by_source.items()}, random_rows
+    raise _too_little("the Python installation and its packages", len(stream), shape)
+
+
+def _from_sources(needed: int, encode: Encode, at_most: int | None) -> dict[str, list[int]]:
+    """Tokens of each source by its weight, `at_most` of a document; what one lacks, those after it make up for."""
+    found = dict[str, list[int]]()
     weights_left = sum(weight for weight, _ in corpus.SOURCES.values())
     for name, (weight, source) in corpus.SOURCES.items():
-        wanted = -(-(needed - len(stream)) * weight // weights_left)
-        taken = _take(corpus.documents(source), wanted, encode, MAX_DOCUMENT_TOKENS)
-        stream += taken
-        composition[name] = len(taken)
+        found[name] = _take(corpus.documents(source), -(-needed * weight // weights_left), encode, at_most)
+        needed -= len(found[name])
         weights_left -= weight
-    if len(stream) < needed:
-        raise _too_little("the Python installation and its packages", len(stream), shape)
-    return stream, composition, random_rows
+    return found
 
 
 def _take(documents: Iterator[str], needed: int, encode: Encode, at_most: int | None = None) -> list[int]:
