@@ -10,7 +10,6 @@ from polybit.errors import CalibrationError
 DAMPING = 0.12  # of the diagonal's mean
 MIN_DAMPING = 1e-5
 MAX_ATTEMPTS = 10
-SHRINKAGE = 0.3
 
 
 class Hessian:
@@ -31,16 +30,6 @@ class Hessian:
         if self.num_tokens == 0:
             return torch.eye(len(self._sum), device=self._sum.device)
         return self._sum / num_rows
-
-
-def shrink(h: Tensor) -> Tensor:
-    """h [K, K] with its off-diagonals reduced by SHRINKAGE.
-
-    Calibration sees some thousand tokens of text that is unlike what the model will read. Scales of features carry over
-    to other text, their correlations only in part; feedback that trusts them fully fits the calibration text (covariance
-    shrinkage, Ledoit and Wolf 2004). SmolLM2-135M, default text: KL on WikiText falls 15 % at 6 bits, 5 % at 4.
-    """
-    return torch.lerp(h, h.diagonal().diag(), SHRINKAGE)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from polybit.model.source import ModelSource
 from polybit.modules.attention import RopeTables
 from polybit.modules.block import Layer, ParallelLayer, SequentialLayer, build_block
 from polybit.modules.step import KVStore, Step, whole_rows
-from polybit.quantizer.hessian import Factor, Hessian, factorize, shrink
+from polybit.quantizer.hessian import Factor, Hessian, factorize
 from polybit.quantizer.probe import Probe, ProbeWeights
 from polybit.quantizer.slots import Slot, slots_of
 
@@ -53,7 +53,7 @@ class Part:
             first = heard.linears[0].key
             if hessian.num_tokens == 0:
                 log.warning("%s: no calibration token reached it, its weights are rounded without feedback", first)
-            factor = factorize(shrink(hessian.mean(len(x) * heard.num_passes)), first)
+            factor = factorize(hessian.mean(len(x) * heard.num_passes), first)
             factors |= {linear.key: factor for linear in heard.linears}
         return out, factors
 
