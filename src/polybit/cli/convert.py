@@ -29,7 +29,7 @@ CONVERSION: Mapping[str, Flag] = {
     "length": Flag("Tokens a row"),
     "measure_rows": Flag("Rows for the measuring pass"),
     "measure_length": Flag("Tokens a row of the measuring pass"),
-    "method": Flag("How to round"),
+    "method": Flag("How to round: gptq-shrunk trusts calibration text less, gptq-v2 is the original's way"),
     "shard_mb": Flag("Megabytes a weight file; 0: one file"),
     "work_dir": Flag("Folder for unfinished work", default="a hidden one inside OUT, deleted at the end"),
     "measurement": Flag("Use this measurement of an earlier run instead of measuring"),

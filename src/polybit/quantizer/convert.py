@@ -26,7 +26,7 @@ from polybit.quantizer.calibration import Calibration
 from polybit.quantizer.job import STAGES, Job
 from polybit.quantizer.measure import MeasuredOption
 from polybit.quantizer.measurement import option_json, read_measurement, read_option, write_measurement
-from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
+from polybit.quantizer.options import METHODS, ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
 from polybit.quantizer.output import write_model
 from polybit.quantizer.passes import Workbench, measure_layer, quantize_head, quantize_layer
 from polybit.quantizer.slots import Slot, slots_of
@@ -161,7 +161,9 @@ class Conversion:
     def bench(self) -> Workbench:
         device = choose_device(self.options.device)
         ropes = rope_tables(self.source.spec.max_seq_len, device)
-        return Workbench(self.source, ropes, get_backend(None), choose_rounding(device), device)
+        return Workbench(
+            self.source, ropes, get_backend(None), choose_rounding(device), device, METHODS[self.options.method]
+        )
 
     @cached_property
     def calibration(self) -> Calibration:

@@ -32,6 +32,16 @@ class Hessian:
         return self._sum / num_rows
 
 
+def shrink(h: Tensor, shrinkage: float) -> Tensor:
+    """h [K, K] with its off-diagonals reduced by the share `shrinkage`.
+
+    Calibration sees some thousand tokens of text unlike what the model will read. Scales of features carry over to
+    other text, their correlations only in part; feedback that trusts them fully fits the calibration text (covariance
+    shrinkage, Ledoit and Wolf 2004).
+    """
+    return torch.lerp(h, h.diagonal().diag(), shrinkage) if shrinkage else h
+
+
 @dataclass(frozen=True)
 class Factor:
     """What rounding needs of a Hessian; one factor serves every matrix that shares the input, and every layout."""

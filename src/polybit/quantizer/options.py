@@ -9,7 +9,7 @@ from polybit.errors import JobError
 from polybit.fields import check_kinds
 from polybit.quantizer.candidates import HEAD_SETS
 
-METHODS = ("gptq-v2",)
+METHODS = {"gptq-shrunk": 0.3, "gptq-v2": 0.0}  # shrinkage of Hessians; gptq-v2 is the original's
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ConvertOptions:
     length: int = 512  # tokens a row
     measure_rows: int = 4
     measure_length: int = 512
-    method: str = "gptq-v2"
+    method: str = "gptq-shrunk"
     shard_mb: int = 8192
     work_dir: Path | None = None  # None: a hidden folder inside the result; deleted at the end
     measurement: Path | None = None  # of an earlier run on this model, instead of measuring

@@ -15,7 +15,7 @@ from polybit.model.source import ModelSource
 from polybit.modules.attention import RopeTables
 from polybit.modules.block import Layer, ParallelLayer, SequentialLayer, build_block
 from polybit.modules.step import KVStore, Step, whole_rows
-from polybit.quantizer.hessian import Factor, Hessian, factorize
+from polybit.quantizer.hessian import Factor, Hessian, factorize, shrink
 from polybit.quantizer.probe import Probe, ProbeWeights
 from polybit.quantizer.slots import Slot, slots_of
 
@@ -33,6 +33,7 @@ class Part:
     probes: Mapping[str, Probe]  # by key
     forward: Forward
     device: torch.device
+    shrinkage: float
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [R, L, E] -> [R, L, E], both on the CPU. CalibrationError where a result is not finite."""
@@ -53,7 +54,7 @@ class Part:
             first = heard.linears[0].key
             if hessian.num_tokens == 0:
                 log.warning("%s: no calibration token reached it, its weights are rounded without feedback", first)
-            factor = factorize(hessian.mean(len(x) * heard.num_passes), first)
+            factor = factorize(shrink(hessian.mean(len(x) * heard.num_passes), self.shrinkage), first)
             factors |= {linear.key: factor for linear in heard.linears}
         return out, factors
 
@@ -87,15 +88,17 @@ class OpenBlock:
         return visit(self.mlp, visit(self.attention, x))
 
 
-def open_block(source: ModelSource, index: int, ropes: RopeTables, backend: Backend, device: torch.device) -> OpenBlock:
-    """Read block `index` into memory."""
+def open_block(
+    source: ModelSource, index: int, ropes: RopeTables, backend: Backend, device: torch.device, shrinkage: float
+) -> OpenBlock:
+    """Read block `index` into memory; `shrinkage` of its Hessians."""
     node = source.spec.blocks[index]
     weights = ProbeWeights(source.checkpoint, device)
     attend, feed = _forwards(build_block(node, 0, weights, backend, ropes))
     attention, mlp = slots_of(node)
     return OpenBlock(
-        Part(attention, weights.probes, attend, device),
-        Part(mlp, weights.probes, feed, device),
+        Part(attention, weights.probes, attend, device, shrinkage),
+        Part(mlp, weights.probes, feed, device, shrinkage),
         is_parallel=isinstance(node, spec.ParallelBlock),
     )
 

@@ -13,7 +13,7 @@ from polybit.modules.attention import RopeTables
 from polybit.modules.norm import build_norm
 from polybit.quantizer.candidates import HEAD_SETS, Option
 from polybit.quantizer.gptq import Quantized, check_packing, quantize, round_to_nearest
-from polybit.quantizer.hessian import Hessian, factorize
+from polybit.quantizer.hessian import Hessian, factorize, shrink
 from polybit.quantizer.job import Job
 from polybit.quantizer.measure import MeasuredOption, measure_part
 from polybit.quantizer.output import keep_quantized
@@ -33,6 +33,7 @@ class Workbench:
     backend: Backend
     rounding: Rounding
     device: torch.device
+    shrinkage: float  # of Hessians
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [R, L] -> the states before the first layer, [R, L, E] fp32."""
@@ -46,7 +47,7 @@ class Workbench:
         return x
 
     def open(self, layer: int) -> OpenBlock:
-        return open_block(self.source, layer, self.ropes, self.backend, self.device)
+        return open_block(self.source, layer, self.ropes, self.backend, self.device, self.shrinkage)
 
 
 def measure_layer(bench: Workbench, layer: int, x: Tensor) -> tuple[Tensor, list[list[MeasuredOption]]]:
@@ -95,7 +96,7 @@ def quantize_head(bench: Workbench, job: Job, x: Tensor, head_bits: int) -> None
         hessian.add(norm(row.to(bench.device)))
     weight, bias = head_weight(bench.source)
     original = weight.to(bench.device).float().T.contiguous()
-    h, layout = hessian.mean(len(x)), HEAD_SETS[head_bits].layout(node.in_features)
+    h, layout = shrink(hessian.mean(len(x)), bench.shrinkage), HEAD_SETS[head_bits].layout(node.in_features)
     if original.numel() > MAX_FED_BACK_HEAD:
         perm = h.diagonal().argsort(descending=True, stable=True)
         quantized = round_to_nearest(original, perm, layout, bench.rounding)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from polybit.errors import CalibrationError
-from polybit.quantizer.hessian import Hessian, factorize
+from polybit.quantizer.hessian import Hessian, factorize, shrink
 
 
 def test_mean_is_over_rows_not_tokens() -> None:
@@ -15,6 +15,13 @@ def test_mean_is_over_rows_not_tokens() -> None:
 def test_without_tokens_it_is_the_identity() -> None:
     found = Hessian(3, torch.device("cpu"))
     assert torch.equal(found.mean(num_rows=2), torch.eye(3))
+
+
+def test_shrinking_keeps_scales_and_reduces_correlations() -> None:
+    h = torch.tensor([[2.0, 1.0, -1.0], [1.0, 3.0, 0.5], [-1.0, 0.5, 4.0]])
+    expected = torch.tensor([[2.0, 0.7, -0.7], [0.7, 3.0, 0.35], [-0.7, 0.35, 4.0]])
+    torch.testing.assert_close(shrink(h, 0.3), expected)
+    assert torch.equal(shrink(h, 0.0), h)
 
 
 def test_order_is_by_descending_diagonal() -> None:
