@@ -8,7 +8,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format types ranks pytest docs clean
+.PHONY: help demo test check lint format types ranks pytest slow docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ ranks: $(VENV)/.dev
 pytest: export OMP_NUM_THREADS ?= 1
 pytest: $(VENV)/.dev ## Run the tests alone (ARGS="-k name" passes on to pytest)
 	$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+slow: $(VENV)/.dev ## Run the tests with a real model (a download of 93 MB, and minutes)
+	$(PY) -m pytest -m slow tests/e2e
 
 format: $(VENV)/.dev ## Format the code and mend what lint can mend
 	$(PY) -m ruff format
