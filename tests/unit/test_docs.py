@@ -57,7 +57,7 @@ def test_commands_in_the_documentation_exist() -> None:
     program = typer.main.get_command(app)
     known = {
         name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        for name, command in program.commands.items()  # type: ignore[attr-defined]
+        for name, command in program.commands.items()
     }
     for page in (page for page in PAGES if page.name != "cli.md"):  # which holds usage lines, written from the commands
         for block in BLOCK.findall(page.read_text(encoding="utf-8")):

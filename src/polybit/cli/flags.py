@@ -4,6 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
+from types import GenericAlias
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -34,6 +35,7 @@ def settings(kind: type, panel: str, flags: Mapping[str, Flag]) -> Callable[[Com
             command(**given, **{slot: kind(**values)})
 
         added = option_parameters(kind, panel, flags)
+        # What inspect reads in place of the code; the stubs know no such attribute of functions.
         run.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
         return run
 
@@ -73,7 +75,7 @@ def _sentence(text: str) -> str:
 
 def _typed_on_a_line(hint: Any) -> Any:
     """Typer takes a repeated option for a list; the settings dataclasses hold tuples."""
-    return list[get_args(hint)[0]] if get_origin(hint) is tuple else hint  # type: ignore[misc]
+    return GenericAlias(list, get_args(hint)[:1]) if get_origin(hint) is tuple else hint
 
 
 def _as_field(value: Any) -> Any:

@@ -175,6 +175,7 @@ def unreadable(path: Path, error: Exception) -> FormatError:
 def _scan(path: Path) -> list[Entry]:
     try:
         handle = safe_open(path, framework="pt", device="cpu")
+        # The handle is no mapping: it cannot be iterated, and its methods have no types.
         return [_entry_of(path, name, handle) for name in handle.keys()]  # type: ignore[no-untyped-call]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise unreadable(path, error) from error

@@ -89,6 +89,7 @@ class Metadata:
             raise FormatError(f"{self.where}: metadata {key} is missing; the file is damaged or made by an old tool")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.unusable(key, _described(value), expected)
+        # A T by the check above, which mypy cannot follow through a tuple of types.
         return value  # type: ignore[return-value]
 
     def _list(self, key: str, kind: type[T]) -> list[T]:

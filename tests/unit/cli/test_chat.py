@@ -21,7 +21,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, str]]]:
 
     def record(self: Engine, messages: list[dict[str, str]], *rest: object) -> object:
         seen.append([(message["role"], message["content"]) for message in messages])
-        return stream_chat(self, messages, *rest)  # type: ignore[arg-type]
+        return stream_chat(self, messages, *rest)
 
     monkeypatch.setattr(Engine, "stream_chat", record)
     return seen

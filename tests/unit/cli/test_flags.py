@@ -27,12 +27,12 @@ FLAGS = {"safe": Flag("take care", default="on weekdays"), "scale": Flag("stretc
 @pytest.fixture
 def call() -> typer.Typer:
     app = typer.Typer(add_completion=False)
-    app.received = []  # type: ignore[attr-defined]
+    app.received = []
 
     @app.command()
     @settings(Settings, "Things", FLAGS)
     def command(word: Annotated[str, typer.Argument()], chosen: Settings) -> None:
-        app.received.append((word, chosen))  # type: ignore[attr-defined]
+        app.received.append((word, chosen))
 
     return app
 
@@ -51,7 +51,7 @@ def call() -> typer.Typer:
 )
 def test_options_fill_the_dataclass(call: typer.Typer, arguments: list[str], expected: Settings) -> None:
     call(["word", *arguments], standalone_mode=False)
-    assert call.received == [("word", expected)]  # type: ignore[attr-defined]
+    assert call.received == [("word", expected)]
 
 
 def test_a_switch_that_is_off_cannot_be_turned_off(call: typer.Typer) -> None:

@@ -28,5 +28,5 @@ def test_bad_fields(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
 
 
 def test_paths_may_be_texts() -> None:
-    assert ConvertOptions(work_dir="somewhere").work_dir == Path("somewhere")  # type: ignore[arg-type]
-    assert ConvertOptions(calibration=Path("text.txt")).calibration == "text.txt"  # type: ignore[arg-type]
+    assert ConvertOptions(work_dir="somewhere").work_dir == Path("somewhere")
+    assert ConvertOptions(calibration=Path("text.txt")).calibration == "text.txt"
