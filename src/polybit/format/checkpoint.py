@@ -3,6 +3,7 @@
 Every `*.safetensors` of the folder is scanned; an index file is not needed and, being often stale, not read.
 """
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,14 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
+class Extent:
+    """The bytes of one tensor: so many from `start` of the file on as its shape and type say."""
+
+    path: Path
+    start: int
+
+
+@dataclass(frozen=True)
 class Entry:
     """Where one tensor lies. `handle` is safetensors' open file, which has no public type."""
 
@@ -43,6 +52,7 @@ class Entry:
     handle: Any
     dtype: str
     shape: tuple[int, ...]
+    start: int  # of its bytes in the file
 
     def read(self) -> Tensor:
         tensor: Tensor = self.handle.get_tensor(self.stored_name)
@@ -52,9 +62,11 @@ class Entry:
 class Checkpoint:
     """Lazy access to all tensors of a folder by name; only headers are read until a tensor is asked for."""
 
-    def __init__(self, folder: Path, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, folder: Path, entries: Mapping[str, Entry], held: Mapping[str, Tensor] | None = None) -> None:
+        """`held`: tensors that were read already, and are handed out as they are."""
         self.folder = folder
         self._entries = entries
+        self._held = held or {}
 
     @classmethod
     def open(cls, folder: Path, renames: tuple[tuple[str, str], ...] = ()) -> "Checkpoint":
@@ -73,6 +85,10 @@ class Checkpoint:
                     _require_equal(name, entries[name], entry)
                 entries.setdefault(name, entry)
         return cls(folder, entries)
+
+    def holding(self, tensors: Mapping[str, Tensor]) -> "Checkpoint":
+        """The same checkpoint, with these of its tensors read already, on any device."""
+        return Checkpoint(self.folder, self._entries, tensors)
 
     def names(self) -> frozenset[str]:
         return frozenset(self._entries)
@@ -114,12 +130,18 @@ class Checkpoint:
             raise FormatError(f"{name} has data type {entry.dtype}, which is not supported ({entry.path.name})")
         return DTYPES[entry.dtype]
 
+    def extent(self, name: str) -> Extent:
+        entry = self._entry(name)
+        return Extent(entry.path, entry.start)
+
     def num_bytes(self, name: str) -> int:
         return torch.Size(self.shape(name)).numel() * self.dtype(name).itemsize
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor as stored, on the CPU."""
+        """The tensor as stored, on the CPU unless it is held already."""
         self.dtype(name)
+        if name in self._held:
+            return self._held[name]
         entry = self._entry(name)
         try:
             return entry.read()
@@ -175,15 +197,24 @@ def unreadable(path: Path, error: Exception) -> FormatError:
 def _scan(path: Path) -> list[Entry]:
     try:
         handle = safe_open(path, framework="pt", device="cpu")
+        starts = _starts(path)
         # The handle is no mapping: it cannot be iterated, and its methods have no types.
-        return [_entry_of(path, name, handle) for name in handle.keys()]  # type: ignore[no-untyped-call]  # noqa: SIM118
+        return [_entry_of(path, name, handle, starts[name]) for name in handle.keys()]  # type: ignore[no-untyped-call]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise unreadable(path, error) from error
 
 
-def _entry_of(path: Path, name: str, handle: Any) -> Entry:
+def _starts(path: Path) -> dict[str, int]:
+    """Where in the file each tensor's bytes begin, from a header that safetensors has found valid."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _entry_of(path: Path, name: str, handle: Any, start: int) -> Entry:
     header = handle.get_slice(name)
-    return Entry(path, name, handle, header.get_dtype(), tuple(header.get_shape()))
+    return Entry(path, name, handle, header.get_dtype(), tuple(header.get_shape()), start)
 
 
 def _renamed(name: str, renames: tuple[tuple[str, str], ...]) -> str:

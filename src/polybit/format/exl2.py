@@ -128,7 +128,8 @@ class Exl2Tensor:
     @property
     def perm(self) -> Tensor:
         """[K] int64: the input feature at each sorted row."""
-        return torch.argsort(self.q_invperm)
+        features = torch.arange(self.in_features, device=self.q_invperm.device)
+        return torch.empty_like(features).scatter_(0, self.q_invperm.long(), features)
 
     @property
     def num_bits(self) -> int:
@@ -274,10 +275,20 @@ def _check_contents(checkpoint: Checkpoint, key: str, tensor: Exl2Tensor) -> Non
     if covered != tensor.in_features:
         finding = f"covers {covered} rows, but {key}.q_invperm has {tensor.in_features}"
         raise checkpoint.damaged(f"{key}.q_groups", finding)
-    if not torch.equal(tensor.q_invperm.sort().values, torch.arange(tensor.in_features, dtype=torch.int32)):
+    if not _is_permutation(tensor.q_invperm):
         raise checkpoint.damaged(f"{key}.q_invperm", f"is not a permutation of 0..{tensor.in_features - 1}")
     if not tensor.q_scale_max.isfinite().all():
         raise checkpoint.damaged(f"{key}.q_scale_max", "holds a value that is not finite")
+
+
+def _is_permutation(indices: Tensor) -> bool:
+    """Whether each of 0..n-1 is there once: n marks that none of n indices within range leaves out."""
+    n = len(indices)
+    if indices.min() < 0 or indices.max() >= n:
+        return False
+    marked = torch.zeros(n, dtype=torch.bool, device=indices.device)
+    marked[indices.long()] = True
+    return bool(marked.all())
 
 
 def _check_expected(checkpoint: Checkpoint, key: str, tensor: Exl2Tensor, expected: spec.Linear) -> None:
