@@ -8,7 +8,7 @@ file to the last bit only if these roundings do.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import groupby
 
 import torch
@@ -282,13 +282,10 @@ def _check_contents(checkpoint: Checkpoint, key: str, tensor: Exl2Tensor) -> Non
 
 
 def _is_permutation(indices: Tensor) -> bool:
-    """Whether each of 0..n-1 is there once: n marks that none of n indices within range leaves out."""
-    n = len(indices)
-    if indices.min() < 0 or indices.max() >= n:
-        return False
-    marked = torch.zeros(n, dtype=torch.bool, device=indices.device)
-    marked[indices.long()] = True
-    return bool(marked.all())
+    """Whether each of 0..n-1 is there once: n counts of which none is 0. Counting takes no sort and no threads."""
+    low, high = indices.aminmax()
+    in_range = int(low) >= 0 and int(high) < len(indices)
+    return in_range and bool(torch.bincount(indices, minlength=len(indices)).all())
 
 
 def _check_expected(checkpoint: Checkpoint, key: str, tensor: Exl2Tensor, expected: spec.Linear) -> None:
@@ -331,7 +328,13 @@ def _decode_group(bits: int, start: int, stop: int) -> Group:
         raise ValueError(f"holds a group of {bits} bits, expected one of {', '.join(map(str, WIDTHS))}")
     if stop <= start:
         raise ValueError(f"holds a group from packed row {start} to {stop}, which is empty")
-    return Group(bits, (stop - start) * 32 // bits)
+    return _group(bits, stop - start)
+
+
+@cache
+def _group(bits: int, packed_rows: int) -> Group:
+    """A model has tens of thousands of groups, but few kinds."""
+    return Group(bits, packed_rows * 32 // bits)
 
 
 def _layout_fault(groups: tuple[Group, ...]) -> str | None:
