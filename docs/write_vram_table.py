@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from polybit import arch, spec
-from polybit.kernels.reference.matrices import MAX_WORK_WEIGHTS
-from polybit.model.plan import kv_bytes_per_token
+from polybit.errors import OutOfMemory
+from polybit.model.footprint import PACKED_OVERHEAD, Footprint, footprint
+from polybit.model.machine import imagined_machine
+from polybit.model.plan import plan_memory
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", DOCS / "which-bpw.md")
@@ -20,8 +22,7 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 CONTEXT = 4096  # tokens of fp16 keys and values
 HEAD_BPW = 6.3  # what --head-bits 6 comes to with its scales
-WORK_BYTES = 7  # for each weight while it is dequantized
-RESERVED_BYTES = 1.25e9  # driver and desktop 0.75 GB, activations 0.5 GB
+DESKTOP_GIB = 0.25  # of a card that also draws a screen
 CARDS_GIB = (6, 8, 12, 16, 24, 48)
 BPWS = (8.0, 6.0, 5.0, 4.5, 4.0, 3.5, 3.0, 2.75, 2.5, 2.25)
 
@@ -55,18 +56,26 @@ MODELS = {
 }
 
 
-def needed_bytes(model: spec.Model, bpw: float) -> float:
-    """Packed matrices, fp16 embedding, keys and values, and work space."""
-    sizes = [linear.in_features * linear.out_features for linear in model.linears]
-    head = model.head.linear.in_features * model.head.linear.out_features
-    embedding = 2 * model.embedding.num_rows * model.embedding.width
-    cache = CONTEXT * kv_bytes_per_token(model, torch.float16)
-    return sum(sizes) * bpw / 8 + head * HEAD_BPW / 8 + embedding + cache + WORK_BYTES * MAX_WORK_WEIGHTS
+def sizes(model: spec.Model, bpw: float) -> Footprint:
+    """The model quantized to `bpw`, all of its matrices alike."""
+
+    def held(linear: spec.Linear) -> int:
+        bits = HEAD_BPW if linear is model.head.linear else bpw
+        return int(linear.in_features * linear.out_features * bits / 8 * (1 + PACKED_OVERHEAD))
+
+    return footprint(model, held, torch.float16, table_itemsize=2, head_is_table=False, holds_scores=False)
+
+
+def fits(model: spec.Model, bpw: float, card_gib: int) -> bool:
+    try:
+        plan_memory(sizes(model, bpw), imagined_machine(str(card_gib - DESKTOP_GIB)), CONTEXT, offload=False)
+    except OutOfMemory:
+        return False
+    return True
 
 
 def best_bpw(model: spec.Model, card_gib: int) -> str:
-    budget = card_gib * 2**30 - RESERVED_BYTES
-    return next((f"{bpw:g}" for bpw in BPWS if needed_bytes(model, bpw) <= budget), "—")
+    return next((f"{bpw:g}" for bpw in BPWS if fits(model, bpw, card_gib)), "—")
 
 
 def table() -> str:

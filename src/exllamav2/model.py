@@ -8,7 +8,8 @@ from exllamav2.config import ExLlamaV2Config
 from exllamav2.refusal import refuse
 from polybit.cli.console import progress as progress_bar
 from polybit.errors import RequestError
-from polybit.model.model import Model, load
+from polybit.model.load import load
+from polybit.model.model import Model
 from polybit.model.source import open_model
 
 if TYPE_CHECKING:

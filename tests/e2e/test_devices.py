@@ -7,7 +7,7 @@ import torch
 
 import polybit
 from closeness import assert_close
-from polybit.model.model import load
+from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.modules.step import whole_rows

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from polybit.model.evaluate import cut_windows, evaluate
-from polybit.model.model import load
+from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.text import Tokenizer

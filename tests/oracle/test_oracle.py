@@ -14,7 +14,8 @@ from oracle.variants import VARIANTS, Variant
 from polybit import spec
 from polybit.arch import SUPPORTED
 from polybit.cache import PAGE_TOKENS, KVPool
-from polybit.model.model import Model, load
+from polybit.model.load import load
+from polybit.model.model import Model
 from polybit.model.options import LoadOptions
 from polybit.model.source import ModelSource, open_model
 from polybit.modules.step import Step, whole_rows

@@ -1,5 +1,7 @@
 """The K/V pool: pages of all layers, allocated once and shared by all sequences. It does not grow."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,17 +14,22 @@ from polybit.modules.step import Step
 class KVPool:
     """A `KVStore` over pages of PAGE_TOKENS tokens; `free` says who may write where."""
 
-    def __init__(self, model: spec.Model, num_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Room for at least `num_tokens`. Raises OutOfMemory."""
+    def __init__(
+        self, model: spec.Model, num_tokens: int, dtype: torch.dtype, device: torch.device | Sequence[torch.device]
+    ) -> None:
+        """Room for at least `num_tokens`, on one device or on that of each block. Raises OutOfMemory."""
         pages = pages_for(num_tokens)
+        devices = [device] * len(model.blocks) if isinstance(device, torch.device) else device
         shapes = [(2, pages, PAGE_TOKENS, block.attn.num_kv_heads, block.attn.head_dim) for block in model.blocks]
         try:
             # Not zeroed, so that a system lends only what is written: attention never reads beyond a sequence's length.
-            self._layers = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
+            self._layers = [
+                torch.empty(shape, dtype=dtype, device=device) for shape, device in zip(shapes, devices, strict=True)
+            ]
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU raises the plain kind
             needed = sum(torch.Size(shape).numel() for shape in shapes) * dtype.itemsize
             raise OutOfMemory(
-                f"a K/V pool of {pages * PAGE_TOKENS} tokens needs {needed / 1e9:.2f} GB on {device} "
+                f"a K/V pool of {pages * PAGE_TOKENS} tokens needs {needed / 1e9:.2f} GB on {_listed(devices)} "
                 f"({str(error).splitlines()[0]}); load with a smaller cache_tokens"
             ) from None
         self.free = FreePages(pages)
@@ -36,6 +43,14 @@ class KVPool:
     def num_bytes(self) -> int:
         return sum(layer.nbytes for layer in self._layers)
 
+    @property
+    def device_bytes(self) -> dict[torch.device, int]:
+        """What each device holds of it, in the order of blocks."""
+        held: dict[torch.device, int] = {}
+        for layer in self._layers:
+            held[layer.device] = held.get(layer.device, 0) + layer.nbytes
+        return held
+
     def write(self, layer: int, k: Tensor, v: Tensor, step: Step) -> None:
         keys, values = self.pages(layer)
         keys.flatten(0, 1)[step.slots] = k.to(keys.dtype)
@@ -44,3 +59,7 @@ class KVPool:
     def pages(self, layer: int) -> tuple[Tensor, Tensor]:
         keys, values = self._layers[layer].unbind()
         return keys, values
+
+
+def _listed(devices: Sequence[torch.device]) -> str:
+    return ", ".join(dict.fromkeys(map(str, devices)))

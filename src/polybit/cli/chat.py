@@ -10,7 +10,7 @@ import typer
 from polybit.cli.console import note
 from polybit.cli.generate import print_stream
 from polybit.cli.loading import load_engine
-from polybit.cli.shared_options import ModelName, loading, sampling
+from polybit.cli.shared_options import CacheTokens, ModelName, loading, sampling
 from polybit.errors import RequestError
 from polybit.generator.engine import Engine
 from polybit.generator.params import SamplingParams
@@ -30,9 +30,10 @@ def chat(
     options: LoadOptions,
     params: SamplingParams,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
+    cache_tokens: CacheTokens = None,
 ) -> None:
     """Talk to a model. /clear forgets the conversation, /exit or the end of input leaves, Ctrl-C stops an answer."""
-    engine = load_engine(model, options)
+    engine = load_engine(model, options, cache_tokens)
     engine.chat_template  # noqa: B018 - raises before the first question where the model has none
     opening: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     note("/clear forgets, /exit leaves, Ctrl-C stops an answer")

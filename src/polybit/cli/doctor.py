@@ -17,7 +17,7 @@ from polybit.cli.console import results
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import BACKENDS, get_backend
 from polybit.model.device import choose_device, describe
-from polybit.model.plan import free_bytes
+from polybit.model.machine import free_bytes
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import typer
 
 from polybit.cli.console import note, print_json, results
 from polybit.cli.loading import load_engine
-from polybit.cli.shared_options import ModelName, loading, sampling
+from polybit.cli.shared_options import CacheTokens, ModelName, loading, sampling
 from polybit.errors import RequestError
 from polybit.generator.completion import Completion
 from polybit.generator.engine import Engine, Stream
@@ -29,10 +29,11 @@ def generate(
     system: Annotated[str | None, typer.Option("--system", help="System prompt; implies --chat.")] = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text while it comes.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with counts and speeds.")] = False,
+    cache_tokens: CacheTokens = None,
 ) -> None:
     """Continue a text, or answer one message with --chat."""
     text = sys.stdin.read() if prompt == "-" else prompt
-    engine = load_engine(model, options)
+    engine = load_engine(model, options, cache_tokens)
     answer = start(engine, text, system, params, as_message=chat or system is not None)
     if as_json:
         print_json(describe(answer.drain()))

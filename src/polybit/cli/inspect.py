@@ -6,10 +6,9 @@ import typer
 from rich.table import Table
 
 from polybit.cli.console import print_json, results
-from polybit.cli.shared_options import ModelName, loading
-from polybit.model.device import choose_device, choose_dtype, describe
+from polybit.cli.memory import describe_memory, describe_plan, plan_for, plan_tables
+from polybit.cli.shared_options import CacheTokens, ModelName, loading
 from polybit.model.options import LoadOptions
-from polybit.model.plan import plan_memory
 from polybit.model.sizes import bits_per_weight, file_bytes, head_size, layer_sizes
 from polybit.model.source import ModelSource, open_model
 
@@ -21,22 +20,24 @@ BITS_AT_FULL_BAR = 8.0
 def inspect(
     model: ModelName,
     options: LoadOptions,
-    context: Annotated[
-        int | None,
-        typer.Option("--context", "-c", min=1, help="Tokens to plan memory for.", show_default="the model's longest"),
-    ] = None,
+    cache_tokens: CacheTokens = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show only the memory plan: what goes where.")] = False,
     matrices: Annotated[bool, typer.Option("--matrices", help="List every matrix, not only layers.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show bits per weight of every layer, sizes, and the memory needed at a context length."""
-    report = describe_model(open_model(model, options), context)
+    """Show bits per weight of every layer, sizes, and the plan of memory that loading follows.
+
+    --gpu-split with sizes plans for cards that need not be here: --plan --gpu-split 24.
+    """
+    source = open_model(model, options)
+    report = describe_plan(source, plan_for(source, cache_tokens)) if plan else describe_model(source, cache_tokens)
     if as_json:
         print_json(report)
     else:
-        print_report(report, matrices)
+        print_tables(plan_tables(report) if plan else report_tables(report, matrices))
 
 
-def describe_model(source: ModelSource, context: int | None) -> dict[str, Any]:
+def describe_model(source: ModelSource, cache_tokens: int | None) -> dict[str, Any]:
     """Everything that the command says, as plain data; sizes in bytes."""
     layers, head = layer_sizes(source), head_size(source)
     return {
@@ -59,37 +60,23 @@ def describe_model(source: ModelSource, context: int | None) -> dict[str, Any]:
             }
             for block, layer in zip(source.spec.blocks, layers, strict=True)
         ],
-        "memory": describe_memory(source, context),
+        "memory": describe_memory(source, cache_tokens),
     }
 
 
-def describe_memory(source: ModelSource, context: int | None) -> dict[str, Any]:
-    """What weights and K/V cache take on the device that would be chosen; work space comes on top."""
-    device = choose_device(source.options.device)
-    plan = plan_memory(source, device, choose_dtype(source.options.dtype, device))
-    unpacked = plan.should_unpack() if source.options.unpacked is None else source.options.unpacked
-    tokens = context or source.spec.max_seq_len
-    return {
-        "device": describe(device),
-        "free_bytes": plan.free,
-        "weights_held": "dequantized" if unpacked and is_quantized(source) else "as stored",
-        "weights_bytes": plan.weights(unpacked),
-        "context": tokens,
-        "cache_bytes": tokens * plan.kv_per_token,
-        "total_bytes": plan.weights(unpacked) + tokens * plan.kv_per_token,
-    }
+def report_tables(report: dict[str, Any], matrices: bool) -> list[Table]:
+    return [
+        summary_table(report),
+        matrix_table(report) if matrices else layer_table(report),
+        *plan_tables(report["memory"]),
+    ]
 
 
-def is_quantized(source: ModelSource) -> bool:
-    return any(source.checkpoint.kind(linear.key) in ("exl2", "gptq") for linear in source.spec.linears)
-
-
-def print_report(report: dict[str, Any], matrices: bool) -> None:
-    results.print(summary_table(report))
-    results.print()
-    results.print(matrix_table(report) if matrices else layer_table(report))
-    results.print()
-    results.print(memory_table(report["memory"]))
+def print_tables(tables: list[Table]) -> None:
+    for i, table in enumerate(tables):
+        if i:
+            results.print()
+        results.print(table)
 
 
 def summary_table(report: dict[str, Any]) -> Table:
@@ -116,15 +103,6 @@ def matrix_table(report: dict[str, Any]) -> Table:
     for layer in report["layers"]:
         for key, bpw in layer["matrices"].items():
             table.add_row(key, f"{bpw:.2f}", bar(bpw))
-    return table
-
-
-def memory_table(memory: dict[str, Any]) -> Table:
-    table = plain_table()
-    table.add_row("on", f"{memory['device']}, {gigabytes(memory['free_bytes'])} free")
-    table.add_row("weights", f"{gigabytes(memory['weights_bytes'])}, {memory['weights_held']}")
-    table.add_row("cache", f"{gigabytes(memory['cache_bytes'])} for {memory['context']:,} tokens")
-    table.add_row("together", f"{gigabytes(memory['total_bytes'])}, and some work space")
     return table
 
 

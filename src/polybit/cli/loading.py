@@ -6,15 +6,16 @@ from pathlib import Path
 from polybit import generator
 from polybit.cli.console import progress
 from polybit.generator import Engine
-from polybit.model.model import Model, load
+from polybit.model.load import load
+from polybit.model.model import Model
 from polybit.model.options import LoadOptions
 from polybit.model.source import ModelSource
 
 
-def load_engine(name: str | Path, options: LoadOptions) -> Engine:
+def load_engine(name: str | Path, options: LoadOptions, cache_tokens: int | None = None) -> Engine:
     """A model that generates, from a folder or a Hub id."""
     with progress(f"loading {name}") as advance:
-        return generator.load(name, progress=advance, **asdict(options))
+        return generator.load(name, cache_tokens=cache_tokens, progress=advance, **asdict(options))
 
 
 def load_model(source: ModelSource) -> Model:

@@ -13,10 +13,27 @@ ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="Folder of a model, or its id on the Hub.", show_default=False)
 ]
 
+CacheTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--cache-tokens",
+        "-c",
+        min=1,
+        help="Tokens of prompts and answers that the cache holds at once.",
+        show_default="what the model reaches, 8192 at most",
+        rich_help_panel="Loading",
+    ),
+]
+
 LOADING: Mapping[str, Flag] = {
     "device": Flag("One of cpu, cuda, cuda:1, mps", default="CUDA if there is one, else cpu"),
     "dtype": Flag("Type of activations: float32, float16 or bfloat16", default="float32 on cpu, else float16"),
     "backend": Flag("Kernels to compute with; `polybit doctor` lists them", default="the fastest for the device"),
+    "gpu_split": Flag(
+        "GiB of each GPU to use, as 10,22, or auto for all that is free",
+        default="auto, unless a device is named",
+    ),
+    "offload": Flag("Keep layers that fit no GPU in RAM, which is slow"),
     "max_seq_len": Flag("Longest prompt and answer together, in tokens", default="the model's own"),
     "rope_scale": Flag("Stretch positions linearly by this factor, to go beyond the model's own length"),
     "rope_alpha": Flag("Stretch positions the NTK way by this alpha"),

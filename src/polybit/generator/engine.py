@@ -12,12 +12,11 @@ from polybit.generator.completion import Completion
 from polybit.generator.params import SamplingParams, with_fields
 from polybit.generator.runner import Part, Runner
 from polybit.generator.sequence import Sequence
+from polybit.model.footprint import CHUNK_TOKENS
 from polybit.model.model import Model
 from polybit.text import ChatTemplate, Message, Tokenizer
 
 Prompt = str | list[int] | tuple[int, ...]
-
-CHUNK_TOKENS = 2048  # prompt tokens in one forward pass: enough to keep a device busy, few enough to bound its scratch
 
 
 class Engine:

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from polybit.cache import KVPool
+from polybit.cache import PAGE_TOKENS, KVPool, pages_for
 from polybit.errors import ConfigError, RequestError
 from polybit.fields import replaced
 from polybit.generator.engine import Engine
-from polybit.model.model import LoadProgress
-from polybit.model.model import load as load_model
+from polybit.model.load import LoadProgress
+from polybit.model.load import load as load_model
 from polybit.model.options import LoadOptions
-from polybit.model.source import open_model
+from polybit.model.source import ModelSource, open_model
 from polybit.text import Tokenizer
 
 DEFAULT_CACHE_TOKENS = 8192
@@ -27,9 +27,14 @@ def load(
     _check_cache_tokens(cache_tokens)
     source = open_model(path, replaced(LoadOptions(), options, "option of loading", ConfigError))
     tokenizer = Tokenizer.open(source.folder)
-    size = cache_tokens or min(source.spec.max_seq_len, DEFAULT_CACHE_TOKENS)
-    model = load_model(source, progress)
-    return Engine(model, tokenizer, KVPool(model.spec, size, model.dtype, model.device), source.folder)
+    size = default_cache_tokens(source, cache_tokens)
+    model = load_model(source, progress, size)
+    return Engine(model, tokenizer, KVPool(model.spec, size, model.dtype, model.block_devices), source.folder)
+
+
+def default_cache_tokens(source: ModelSource, wanted: int | None) -> int:
+    """What is wanted, else what the model reaches or DEFAULT_CACHE_TOKENS; in whole pages."""
+    return pages_for(wanted or min(source.spec.max_seq_len, DEFAULT_CACHE_TOKENS)) * PAGE_TOKENS
 
 
 def _check_cache_tokens(count: Any) -> None:

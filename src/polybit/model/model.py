@@ -1,6 +1,5 @@
 """A loaded model: tokens in, logits out. It keeps no sequence; positions and the K/V store are arguments."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,35 +7,50 @@ import torch
 from torch import Tensor
 
 from polybit import spec
-from polybit.format import gptq
 from polybit.kernels.protocol import Backend
-from polybit.kernels.registry import get_backend
-from polybit.model.device import choose_device, choose_dtype
-from polybit.model.plan import check_fits, plan_memory
-from polybit.model.source import ModelSource, head_is_tied
-from polybit.model.weights import FolderWeights
-from polybit.modules.block import Layer, build_block
-from polybit.modules.norm import NormFn, build_norm
-from polybit.modules.rope import rope_tables
+from polybit.model.device import current
+from polybit.modules.norm import NormFn
 from polybit.modules.step import KVStore, Step
 from polybit.modules.weights import LinearFn
 
-log = logging.getLogger(__name__)
+LayerFn = Callable[[Tensor, Step, KVStore], Tensor]
 
-LoadProgress = Callable[[int, int], None]  # parts done, parts in all
+
+@dataclass(frozen=True)
+class Stage:
+    """Consecutive blocks on one device."""
+
+    device: torch.device
+    layers: tuple[LayerFn, ...]
+
+    def __call__(self, x: Tensor, step: Step, store: KVStore) -> Tensor:
+        x, step = x.to(self.device), step.to(self.device)
+        with current(self.device):
+            for layer in self.layers:
+                x = layer(x, step, store)
+        return x
 
 
 @dataclass(frozen=True)
 class Model:
     spec: spec.Model
-    device: torch.device
     dtype: torch.dtype  # of activations
     backend: Backend
     embedding: Tensor  # [V, E]
     positions: Tensor | None  # [max positions, E]
-    layers: tuple[Layer, ...]
+    stages: tuple[Stage, ...]  # in order, one for each device
     norm: NormFn
     head: LinearFn
+
+    @property
+    def device(self) -> torch.device:
+        """Of everything that goes in and comes out."""
+        return self.stages[0].device
+
+    @property
+    def block_devices(self) -> tuple[torch.device, ...]:
+        """The device of each block, where its keys and values belong."""
+        return tuple(stage.device for stage in self.stages for _ in stage.layers)
 
     @property
     def max_seq_len(self) -> int:
@@ -46,9 +60,9 @@ class Model:
     def forward(self, tokens: Tensor, step: Step, store: KVStore, logits_at: Tensor | None = None) -> Tensor:
         """tokens [T] int64 -> logits [n, V] fp32 of the tokens at `logits_at` [n] (indices into T; None: all)."""
         x = self.embed(tokens, step)
-        for layer in self.layers:
-            x = layer(x, step, store)
-        return self.logits(x if logits_at is None else x[logits_at])
+        for stage in self.stages:
+            x = stage(x, step, store)
+        return self.logits(x if logits_at is None else x[logits_at.to(x.device)])
 
     def embed(self, tokens: Tensor, step: Step) -> Tensor:
         """The residual stream's start, [T, E]; fp32 where the model needs that range."""
@@ -59,45 +73,7 @@ class Model:
 
     def logits(self, x: Tensor) -> Tensor:
         """Final norm and head: [n, E] -> [n, V] fp32."""
-        logits = self.head(self.norm(x).to(self.dtype)).float()
+        with current(x.device):
+            logits = self.head(self.norm(x).to(self.dtype)).float()
         softcap = self.spec.head.softcap
-        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
-@torch.inference_mode()
-def load(source: ModelSource, progress: LoadProgress | None = None) -> Model:
-    """Load every part of an opened folder. Raises OutOfMemory before it starts if the plan does not fit."""
-    model, options = source.spec, source.options
-    device = choose_device(options.device)
-    dtype, backend = choose_dtype(options.dtype, device), get_backend(options.backend)
-    unpacked, zero_offset = _choose_unpacked(source, device, dtype), gptq.zero_offset(source.config)
-    weights = FolderWeights(source.checkpoint, backend, device, dtype, unpacked, zero_offset)
-    tell = progress or (lambda done, total: None)
-    total = len(model.blocks) + 2
-    embedding = weights.embedding(model.embedding)
-    positions = None if model.positions is None else weights.embedding(model.positions)
-    tell(1, total)
-    ropes = rope_tables(model.max_seq_len, device)
-    layers = []
-    for i, block in enumerate(model.blocks):
-        layers.append(build_block(block, i, weights, backend, ropes))
-        tell(i + 2, total)
-    head = weights.head(model.head, embedding if head_is_tied(model, source.checkpoint) else None)
-    tell(total, total)
-    norm = build_norm(model.norm, weights, backend)
-    return Model(model, device, dtype, backend, embedding, positions, tuple(layers), norm, head)
-
-
-def _choose_unpacked(source: ModelSource, device: torch.device, dtype: torch.dtype) -> bool:
-    plan = plan_memory(source, device, dtype)
-    wanted = source.options.unpacked
-    unpacked = plan.should_unpack() if wanted is None else wanted
-    check_fits(plan, unpacked, device, str(source.folder))
-    held = "are held dequantized" if unpacked else "are held packed and dequantized at each use"
-    log.info(
-        "weights %s (%.2f GB; %.2f GB free)",
-        held if plan.is_quantized else "are not quantized",
-        plan.weights(unpacked) / 1e9,
-        plan.free / 1e9,
-    )
-    return unpacked
+        return (logits if softcap is None else softcap * torch.tanh(logits / softcap)).to(self.device)

@@ -16,6 +16,10 @@ class LoadOptions:
     device: str | None = None  # cpu, cuda, cuda:N, mps; None: POLYBIT_DEVICE, else CUDA if there is one, else the CPU
     dtype: str | None = None  # float32, float16, bfloat16 of activations; None: float32 on the CPU, float16 elsewhere
     backend: str | None = None  # None: the fastest that serves the device
+    # GiB of each GPU that model, cache and work space may take, as "10,22", or auto: all that is free on every GPU.
+    # None: auto where no device is named. A GPU is only used where those before it do not suffice.
+    gpu_split: str | None = None
+    offload: bool = False  # layers that no GPU has room for live in RAM and are copied at each use, which is slow
     max_seq_len: int | None = None  # tokens a sequence may reach; None: what config.json says
     rope_scale: float | None = None  # replaces the model's rope scaling: positions divided by this
     rope_alpha: float | None = None  # NTK alpha: stretches the rope base

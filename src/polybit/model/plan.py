@@ -1,79 +1,233 @@
-"""What a model needs in memory, worked out from names and shapes before anything is loaded."""
+"""Where the parts of a model go, decided before anything is loaded: sizes and free memory in, a plan out.
 
-from dataclasses import dataclass
+Blocks go onto the devices in order, the head onto the last one in use. What no GPU holds may live in RAM, packed, and
+is then copied to the last GPU each time it is used. Nothing here asks a device anything.
+"""
 
-import psutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import torch
 
-from polybit import spec
 from polybit.errors import OutOfMemory
-from polybit.model.source import ModelSource, vector_names
+from polybit.model.footprint import Footprint
 
-UNPACK_SHARE = 0.5  # quantized weights are held dequantized where they take at most this share of the free memory
+GIB = 1 << 30
+GPU_SLACK = GIB // 4  # of a GPU: what cuBLAS, kernels and an allocator's rounding take beside what is counted
+READ_AHEAD = 2  # parts in a GPU's memory while loading, beside the one that is being prepared
+OFFLOAD_SLOTS = 2  # places on the GPU that blocks living in RAM take in turn
+TABLE_SHARE = 0.125  # of a GPU's spare memory: a token embedding that takes no more leaves RAM
+CONTEXT_STEP = 256  # tokens
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """All in bytes, for activations and caches of `dtype`."""
+class Budget:
+    """A device and how much of its memory a plan may use."""
 
-    packed: int  # matrices as stored
-    unpacked: int  # matrices dequantized to dtype
-    vectors: int  # embeddings, norms, routers
-    kv_per_token: int  # keys and values of one token, all layers
-    free: int  # on the device now
+    device: torch.device
+    free: int
 
     @property
-    def is_quantized(self) -> bool:
-        """Whether any matrix could be held packed."""
-        return self.packed != self.unpacked
-
-    def weights(self, unpacked: bool) -> int:
-        return (self.unpacked if unpacked else self.packed) + self.vectors
-
-    def should_unpack(self) -> bool:
-        return self.weights(unpacked=True) <= UNPACK_SHARE * self.free
-
-    def max_context(self, unpacked: bool) -> int:
-        """Tokens of K/V cache that fit beside the weights."""
-        return max(0, (self.free - self.weights(unpacked)) // self.kv_per_token)
+    def is_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
 
-def plan_memory(source: ModelSource, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
-    model, checkpoint = source.spec, source.checkpoint
+@dataclass(frozen=True)
+class Machine:
+    budgets: tuple[Budget, ...]  # in the order in which blocks fill them
+    ram: int  # free
 
-    def dense(linear: spec.Linear) -> int:
-        return linear.in_features * linear.padded_out_features * dtype.itemsize
 
-    def packed(linear: spec.Linear) -> int:
-        is_quantized = checkpoint.kind(linear.key) in ("exl2", "gptq")
-        return sum(map(checkpoint.num_bytes, checkpoint.names_of(linear.key))) if is_quantized else dense(linear)
+@dataclass(frozen=True)
+class Share:
+    """What one device gets; sizes in bytes."""
 
-    linears = (*model.linears, model.head.linear)
-    return MemoryPlan(
-        packed=sum(map(packed, linears)),
-        unpacked=sum(map(dense, linears)),
-        vectors=sum(checkpoint.num_bytes(name) for name in vector_names(model)),
-        kv_per_token=kv_bytes_per_token(model, dtype),
-        free=free_bytes(device),
+    device: torch.device
+    free: int
+    blocks: range  # that compute here
+    weights: int  # here, slots for blocks that live in RAM included
+    cache: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.scratch
+
+    @property
+    def spare(self) -> int:
+        return self.free - self.total
+
+
+@dataclass(frozen=True)
+class Plan:
+    shares: tuple[Share, ...]
+    table: torch.device  # where the token embedding lies
+    offloaded: range  # blocks whose matrices live in RAM; they compute on the last device
+    ram: int  # bytes in RAM that belong to GPUs: those blocks, and the embedding where it stays there
+    cache_tokens: int
+    longest: int  # the most cache_tokens that this way of placing leaves room for, up to what the model reaches
+
+    @property
+    def device(self) -> torch.device:
+        """Where a forward pass starts."""
+        return self.shares[0].device
+
+    @property
+    def block_devices(self) -> tuple[torch.device, ...]:
+        return tuple(share.device for share in self.shares for _ in share.blocks)
+
+
+def plan_memory(sizes: Footprint, machine: Machine, cache_tokens: int, offload: bool, what: str = "the model") -> Plan:
+    """One device that holds everything, else several in order, else RAM too where `offload` allows it.
+
+    OutOfMemory says what was needed, what was free, and which option helps.
+    """
+    placed = _place(sizes, machine, cache_tokens, offload)
+    if placed is None:
+        raise OutOfMemory(f"{what} {_shortage(sizes, machine, cache_tokens)}; {_advice(sizes, machine, offload)}")
+    return replace(placed, longest=longest_context(sizes, machine, offload))
+
+
+def longest_context(sizes: Footprint, machine: Machine, offload: bool) -> int:
+    """The most tokens of cache for which there is a plan, a multiple of CONTEXT_STEP; 0: there is none."""
+    low, high = 0, -(-sizes.max_seq_len // CONTEXT_STEP)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _place(sizes, machine, middle * CONTEXT_STEP, offload) is None:
+            high = middle - 1
+        else:
+            low = middle
+    return low * CONTEXT_STEP
+
+
+def _place(sizes: Footprint, machine: Machine, cache_tokens: int, offload: bool) -> Plan | None:
+    """None: it does not fit."""
+    need = _Need(sizes, cache_tokens)
+    for budget in machine.budgets:
+        whole = need.share(budget, range(need.num_blocks))
+        if whole.spare >= 0:
+            return _with_table(need, (whole,), range(0), machine)
+    filled = _fill(need, machine.budgets)
+    if filled and filled[-1].blocks.stop == need.num_blocks:
+        return _with_table(need, filled, range(0), machine)
+    return _with_ram(need, filled, machine) if offload and machine.budgets[-1].is_gpu else None
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a run of blocks takes on a device, for one length of cache."""
+
+    sizes: Footprint
+    cache_tokens: int
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.sizes.blocks)
+
+    def share(self, budget: Budget, blocks: range, resident: int | None = None) -> Share:
+        """`resident`: how many of the blocks keep their matrices here; None: all. The last block brings the head."""
+        held = [self.sizes.blocks[i] for i in blocks]
+        at_home, away = (held, []) if resident is None else (held[:resident], held[resident:])
+        weights = sum(block.weights for block in at_home) + sum(block.vectors for block in away)
+        weights += OFFLOAD_SLOTS * max((block.matrices for block in away), default=0)
+        if blocks.start == 0:
+            weights += self.sizes.positions
+        if blocks.stop == self.num_blocks:
+            weights += self.sizes.norm + self._head(budget, alone=blocks.start == 0)
+        cache = self.cache_tokens * sum(block.cache for block in held)
+        return Share(budget.device, budget.free, blocks, weights, cache, self._scratch(budget, cache))
+
+    def _head(self, budget: Budget, alone: bool) -> int:
+        shared = self.sizes.head_is_table and alone
+        if budget.is_gpu:
+            return self.sizes.head  # which a GPU's table shares its memory with, or has in RAM
+        return self.sizes.table + (0 if shared else self.sizes.head)
+
+    def _scratch(self, budget: Budget, cache: int) -> int:
+        """A GPU also needs room for what is read ahead, but gives it back before the cache is made."""
+        scratch = self.sizes.scratch(self.cache_tokens)
+        if not budget.is_gpu:
+            return scratch
+        return GPU_SLACK + max(scratch, READ_AHEAD * self.sizes.largest_part - cache)
+
+    def fitting(self, budget: Budget, start: int) -> range:
+        """As many blocks from `start` on as fit, but never the last, which needs the head beside it."""
+        stop = start
+        while stop < self.num_blocks - 1 and self.share(budget, range(start, stop + 1)).spare >= 0:
+            stop += 1
+        return range(start, stop)
+
+
+def _fill(need: _Need, budgets: Sequence[Budget]) -> tuple[Share, ...]:
+    """Blocks in order onto devices in order, as many as each holds; the last blocks may remain."""
+    shares: list[Share] = []
+    start = 0
+    for budget in budgets:
+        rest = need.share(budget, range(start, need.num_blocks))
+        if rest.spare >= 0:
+            return (*shares, rest)
+        blocks = need.fitting(budget, start)
+        if len(blocks):
+            shares.append(need.share(budget, blocks))
+            start = blocks.stop
+    return tuple(shares)
+
+
+def _with_ram(need: _Need, filled: Sequence[Share], machine: Machine) -> Plan | None:
+    """The last GPU computes the blocks that remain as well, and keeps as many of them as it can."""
+    last = machine.budgets[-1]
+    others = tuple(share for share in filled if share.device != last.device)
+    blocks = range(others[-1].blocks.stop if others else 0, need.num_blocks)
+    for resident in range(len(blocks) - 1, -1, -1):
+        share = need.share(last, blocks, resident)
+        if share.spare >= 0:
+            return _with_table(need, (*others, share), blocks[resident:], machine)
+    return None
+
+
+def _with_table(need: _Need, shares: tuple[Share, ...], offloaded: range, machine: Machine) -> Plan | None:
+    """Also place the token embedding: on a GPU where it is the head's own memory or there is plenty, else in RAM."""
+    first, sizes = shares[0], need.sizes
+    ram = sum(sizes.blocks[i].matrices for i in offloaded)
+    on_device = first.device.type != "cuda"
+    if not on_device:
+        shared = sizes.head_is_table and len(shares) == 1
+        plenty = sizes.table <= TABLE_SHARE * first.spare
+        on_device = shared or plenty
+        if plenty and not shared:
+            shares = (replace(first, weights=first.weights + sizes.table), *shares[1:])
+        ram += 0 if on_device else sizes.table
+    if ram > machine.ram:
+        return None
+    table = first.device if on_device else torch.device("cpu")
+    return Plan(shares, table, offloaded, ram, need.cache_tokens, longest=0)
+
+
+# ---- what to say where nothing fits
+
+
+def _shortage(sizes: Footprint, machine: Machine, cache_tokens: int) -> str:
+    need = _Need(sizes, cache_tokens)
+    whole = need.share(machine.budgets[0], range(need.num_blocks))
+    free = " and ".join(f"{gib(budget.free)} of {budget.device}" for budget in machine.budgets)
+    return (
+        f"needs {gib(whole.total)} (weights {gib(whole.weights)}, cache of {cache_tokens:,} tokens {gib(whole.cache)}, "
+        f"work space {gib(whole.scratch)} on each device), but {free} can be used"
     )
 
 
-def kv_bytes_per_token(model: spec.Model, dtype: torch.dtype) -> int:
-    return sum(2 * block.attn.num_kv_heads * block.attn.head_dim for block in model.blocks) * dtype.itemsize
+def _advice(sizes: Footprint, machine: Machine, offload: bool) -> str:
+    choices = []
+    longest = longest_context(sizes, machine, offload)
+    if longest:
+        choices.append(f"cache_tokens={longest} would fit")
+    if not offload and machine.budgets[-1].is_gpu and longest_context(sizes, machine, offload=True):
+        choices.append("offload=True keeps the layers that do not fit in RAM, slower")
+    if sizes.unpacked:
+        choices.append("unpacked=False")
+    choices.append("more memory (close other programs" + (", raise gpu_split)" if machine.budgets[-1].is_gpu else ")"))
+    return f"what helps: {', or '.join(choices)}, or a model of fewer bits per weight"
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that can be allocated now: of the card for CUDA, of the machine for the CPU and Apple GPUs."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
-
-
-def check_fits(plan: MemoryPlan, unpacked: bool, device: torch.device, folder: str) -> None:
-    needed = plan.weights(unpacked)
-    if needed > plan.free:
-        raise OutOfMemory(
-            f"{folder} needs {needed / 1e9:.1f} GB of memory on {device}, but {plan.free / 1e9:.1f} GB are free; "
-            + ("use unpacked=False, " if unpacked and plan.is_quantized else "")
-            + "close other programs or take a model of fewer bits per weight"
-        )
+def gib(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:.2f} GiB"

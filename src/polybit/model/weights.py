@@ -50,7 +50,7 @@ class FolderWeights:
         return self.checkpoint.tensor(name).to(self.device, self.dtype)
 
     def embedding(self, node: spec.Embedding) -> Tensor:
-        """[rows, width] as stored: half the memory of fp32, and only looked-up rows are ever converted."""
+        """[rows, width] as stored."""
         return self.checkpoint.tensor(f"{node.key}.weight").to(self.device)
 
     def head(self, node: spec.Head, tied_to: Tensor | None) -> Linear:

@@ -1,6 +1,6 @@
 """One forward pass over a batch, as data, and what attention needs of a K/V store. Managing pages is not here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -23,6 +23,19 @@ class Step:
     @property
     def num_tokens(self) -> int:
         return self.positions.shape[0]
+
+    def to(self, device: torch.device) -> "Step":
+        """The step for blocks on another device; what does not lie with `positions` stays where it is."""
+        home = self.positions.device
+        if home == device:
+            return self
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in values.items()
+            if isinstance(value, Tensor) and value.device == home
+        }
+        return replace(self, **moved)
 
 
 class KVStore(Protocol):

@@ -6,7 +6,7 @@ import torch
 from closeness import assert_close
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.errors import OutOfMemory
-from polybit.model.model import load
+from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.modules.step import Step, whole_rows

@@ -8,13 +8,16 @@ from unit.cli.program import Polybit
 
 
 def test_json_of_an_unquantized_model(polybit_cli: Polybit, model_folder: Path) -> None:
-    report = json.loads(polybit_cli("inspect", model_folder, "--json", "--context", "100", "--device", "cpu").out)
+    report = json.loads(polybit_cli("inspect", model_folder, "--json", "-c", "300", "--device", "cpu").out)
     assert report["decoder_bpw"] == report["head_bpw"] == 16.0
     assert report["decoder_weights"] == 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96)
     assert [layer["bpw"] for layer in report["layers"]] == [16.0, 16.0]
     memory = report["memory"]
-    assert memory["cache_bytes"] == 100 * 2 * (2 * 2 * 16) * 4  # layers, K and V of two heads of 16, float32
-    assert memory["total_bytes"] == memory["weights_bytes"] + memory["cache_bytes"]
+    (device,) = memory["devices"]
+    assert memory["cache_tokens"] == 512  # two pages
+    assert device["cache_bytes"] == 512 * 2 * (2 * 2 * 16) * 4  # layers, K and V of two heads of 16, float32
+    assert device["total_bytes"] == sum(device[f"{part}_bytes"] for part in ("weights", "cache", "scratch"))
+    assert device["layers"] == [0, 1]
 
 
 def test_tables_for_people(polybit_cli: Polybit, model_folder: Path) -> None:
@@ -27,3 +30,28 @@ def test_tables_for_people(polybit_cli: Polybit, model_folder: Path) -> None:
 
 def test_bars_are_in_proportion_and_end_at_eight_bits() -> None:
     assert [len(bar(bits)) for bits in (0, 2, 4, 8, 16)] == [0, BAR_WIDTH // 4, BAR_WIDTH // 2, BAR_WIDTH, BAR_WIDTH]
+
+
+def test_a_plan_for_cards_that_are_not_here(polybit_cli: Polybit, model_folder: Path) -> None:
+    found = polybit_cli("inspect", model_folder, "--plan", "--gpu-split", "0,24", "--json")
+    plan = json.loads(found.out)
+    (device,) = plan["devices"]
+    assert device["device"] == "cuda:1"
+    assert device["free_bytes"] == 23.5 * 2**30
+    assert plan["longest_cache_tokens"] == plan["cache_tokens"] == 512
+    table = polybit_cli("inspect", model_folder, "--plan", "--gpu-split", "24").out
+    for words in ("cuda:0", "0-1", "work space", "23.50 GiB", "512 tokens; 512 would fit"):
+        assert words in table
+
+
+def test_a_card_that_is_too_small_is_an_error_for_a_plan_and_a_remark_otherwise(
+    polybit_cli: Polybit, model_folder: Path
+) -> None:
+    small = ("inspect", model_folder, "--gpu-split", "0.6")
+    failed = polybit_cli(*small, "--plan")
+    assert failed.code == 2
+    assert "can be used; what helps:" in failed.err
+    shown = polybit_cli(*small)
+    assert shown.code == 0
+    assert "can be used; what helps:" in shown.out
+    assert "problem" in json.loads(polybit_cli(*small, "--json").out)["memory"]

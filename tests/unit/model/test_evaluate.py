@@ -9,7 +9,8 @@ import torch
 from polybit.errors import RequestError
 from polybit.model import evaluate
 from polybit.model.evaluate import Score, chunks, cut_windows, divergence, log_probabilities, standard_error
-from polybit.model.model import Model, load
+from polybit.model.load import load
+from polybit.model.model import Model
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from random_model import write_random_model

@@ -12,7 +12,7 @@ from polybit import arch
 from polybit.format import gptq
 from polybit.format.gptq import GptqTensor
 from polybit.format.packing import pack_codes
-from polybit.model.model import load
+from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.modules.step import whole_rows

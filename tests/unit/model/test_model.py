@@ -8,9 +8,8 @@ import torch
 
 from closeness import assert_close
 from polybit.errors import ConfigError, KernelError, OutOfMemory
-from polybit.model.model import load
+from polybit.model.load import load
 from polybit.model.options import LoadOptions
-from polybit.model.plan import check_fits, plan_memory
 from polybit.model.source import open_model
 from polybit.modules.step import whole_rows
 from random_model import write_random_model
@@ -65,29 +64,10 @@ def test_bad_options(tmp_path: Path, options: LoadOptions, error: type[Exception
         load(open_model(write_random_model(tmp_path), options))
 
 
-def test_plan_counts_every_byte_of_a_dense_model(tmp_path: Path) -> None:
-    source = open_model(write_random_model(tmp_path), CPU)
-    plan = plan_memory(source, torch.device("cpu"), torch.float16)
-    assert plan.weights(unpacked=False) == sum(source.checkpoint.num_bytes(name) for name in source.checkpoint.names())
-    assert plan.kv_per_token == 2 * 2 * 2 * 16 * 2  # layers, K and V, heads, head dim, bytes
-
-
 def test_an_unquantized_model_is_never_told_to_stay_packed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    source = open_model(write_random_model(tmp_path), CPU)
-    plan = replace(plan_memory(source, torch.device("cpu"), torch.float32), free=1000)
-    assert not plan.is_quantized
-    for could_be_packed, advice in ((plan, False), (replace(plan, packed=plan.packed // 2), True)):
-        with pytest.raises(OutOfMemory) as raised:
-            check_fits(could_be_packed, True, torch.device("cpu"), "model")
-        assert ("unpacked=False" in str(raised.value)) == advice
     with caplog.at_level("INFO"):
-        load(source)
+        load(open_model(write_random_model(tmp_path), CPU))
     assert "weights are not quantized" in caplog.text
-
-
-def test_what_does_not_fit_is_refused_with_figures(tmp_path: Path) -> None:
-    source = open_model(write_random_model(tmp_path), CPU)
-    plan = replace(plan_memory(source, torch.device("cpu"), torch.float32), free=1000)
-    assert plan.max_context(unpacked=True) == 0
-    with pytest.raises(OutOfMemory, match="GB are free"):
-        check_fits(plan, True, torch.device("cpu"), "model")
+    with pytest.raises(OutOfMemory) as raised:
+        load(open_model(tmp_path, replace(CPU, unpacked=True)), cache_tokens=1 << 60)
+    assert "unpacked" not in str(raised.value)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from polybit import spec
 from polybit.errors import ConfigError, FormatError
-from polybit.model.model import load
+from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.modules.step import whole_rows

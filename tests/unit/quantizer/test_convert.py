@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polybit.errors import CalibrationError, FormatError, JobError, PolybitError
 from polybit.format import exl2, files
-from polybit.model.model import load
+from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.modules.step import whole_rows

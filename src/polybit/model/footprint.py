@@ -1,0 +1,169 @@
+"""What the parts of a model take, in bytes, from names and shapes alone. Where they go is not decided here."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from polybit import spec
+from polybit.kernels.reference.attention import QUERY_RUN
+from polybit.kernels.reference.matrices import MAX_WORK_WEIGHTS
+from polybit.model.source import ModelSource, head_is_tied, vector_shapes
+
+CHUNK_TOKENS = 2048  # of a prompt in one forward pass: enough to keep a device busy, few enough to bound its scratch
+SAMPLED_ROWS = 16  # sequences whose logits exist at once
+LOGITS_COPIES = 4  # fp32: as the head gives them, sorted, filtered, as probabilities
+WORK_BYTES = 7  # for each weight of a packed matrix while it is dequantized
+PACKED_OVERHEAD = 0.01  # what a GPU's own layout adds to packed matrices
+
+HeldBytes = Callable[[spec.Linear], int]
+
+
+@dataclass(frozen=True)
+class BlockBytes:
+    matrices: int  # as they are held, biases included
+    vectors: int  # norms, routers
+    cache: int  # keys and values of one token
+
+    @property
+    def weights(self) -> int:
+        return self.matrices + self.vectors
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Everything that a plan has to place."""
+
+    table: int  # token embedding as stored
+    positions: int  # learned positions
+    blocks: tuple[BlockBytes, ...]
+    norm: int  # before the head
+    head: int  # output matrix
+    head_is_table: bool  # the output matrix is the embedding's own memory where both lie on one device
+    activations: int  # of one token of a prompt, at their peak
+    scores: int  # of one query over one key, where attention holds them; 0: it does not
+    workspace: int  # to dequantize in
+    logits: int
+    max_seq_len: int
+    unpacked: bool = False  # quantized matrices count dequantized
+
+    @property
+    def weights(self) -> int:
+        """All of them, on one device."""
+        ends = self.table + self.positions + self.norm + (0 if self.head_is_table else self.head)
+        return ends + sum(block.weights for block in self.blocks)
+
+    @property
+    def cache_per_token(self) -> int:
+        return sum(block.cache for block in self.blocks)
+
+    @property
+    def largest_part(self) -> int:
+        return max(self.head, *(block.matrices for block in self.blocks))
+
+    def scratch(self, cache_tokens: int) -> int:
+        """The most that a forward pass holds beside weights and cache."""
+        chunk = min(CHUNK_TOKENS, self.max_seq_len)
+        scores = self.scores * min(QUERY_RUN, chunk) * max(chunk, min(cache_tokens, self.max_seq_len))
+        return chunk * self.activations + scores + self.workspace + self.logits
+
+
+def footprint(
+    model: spec.Model,
+    held: HeldBytes,
+    dtype: torch.dtype,
+    table_itemsize: int,
+    head_is_table: bool,
+    holds_scores: bool,
+    cache_itemsize: float | None = None,
+    unpacked: bool = False,
+) -> Footprint:
+    """`held`: bytes of a matrix in memory. `cache_itemsize`: bytes a number of K and V; None: as activations."""
+    per_number = dtype.itemsize if cache_itemsize is None else cache_itemsize
+    tables = (model.embedding, *([] if model.positions is None else [model.positions]))
+    numbers = {name: prod(shapes[0]) for name, shapes in vector_shapes(model).items()}
+    norm = sum(size for name, size in numbers.items() if name.startswith(f"{model.norm.key}."))
+    sizes = [table_itemsize * table.num_rows * table.width for table in tables]
+    logits = SAMPLED_ROWS * LOGITS_COPIES * 4 * model.head.linear.padded_out_features
+    return Footprint(
+        table=sizes[0],
+        positions=sum(sizes[1:]),
+        blocks=tuple(_block_bytes(block, held, numbers, dtype, per_number) for block in model.blocks),
+        norm=norm * dtype.itemsize,
+        head=held(model.head.linear),
+        head_is_table=head_is_table,
+        activations=max(_activations(model, block, dtype) for block in model.blocks),
+        scores=2 * 4 * max(block.attn.num_heads for block in model.blocks) if holds_scores else 0,
+        workspace=WORK_BYTES * min(MAX_WORK_WEIGHTS, max(_num_weights(linear) for linear in model.linears)),
+        logits=logits,
+        max_seq_len=model.max_seq_len,
+        unpacked=unpacked,
+    )
+
+
+def footprint_of(source: ModelSource, dtype: torch.dtype, unpacked: bool, holds_scores: bool) -> Footprint:
+    """Of an opened folder. `unpacked`: quantized matrices are held dequantized to `dtype`."""
+    model, checkpoint = source.spec, source.checkpoint
+    table_dtype = checkpoint.dtype(f"{model.embedding.key}.weight")
+    head = model.head
+    shared = head.linear.prescale == 1.0 and not head.normalise_rows and table_dtype == dtype
+    return footprint(
+        model,
+        held=lambda linear: held_bytes(source, linear, dtype, unpacked),
+        dtype=dtype,
+        table_itemsize=table_dtype.itemsize,
+        head_is_table=head_is_tied(model, checkpoint) and shared,
+        holds_scores=holds_scores,
+        unpacked=unpacked and is_quantized(source),
+    )
+
+
+def is_quantized(source: ModelSource) -> bool:
+    return any(is_packed(source, linear) for linear in source.spec.linears)
+
+
+def held_bytes(source: ModelSource, linear: spec.Linear, dtype: torch.dtype, unpacked: bool) -> int:
+    """A matrix and its bias in memory."""
+    if is_packed(source, linear):
+        stored = sum(map(source.checkpoint.num_bytes, source.checkpoint.names_of(linear.key)))
+        width = linear.padded_out_features
+        return linear.in_features * width * dtype.itemsize if unpacked else int(stored * (1 + PACKED_OVERHEAD))
+    return (linear.in_features + linear.bias) * linear.out_features * dtype.itemsize
+
+
+def is_packed(source: ModelSource, linear: spec.Linear) -> bool:
+    return source.checkpoint.kind(linear.key) in ("exl2", "gptq")
+
+
+def _block_bytes(
+    block: spec.Block, held: HeldBytes, numbers: dict[str, int], dtype: torch.dtype, cache_itemsize: float
+) -> BlockBytes:
+    keys = [norm.key for norm in spec.block_norms(block)]
+    if isinstance(block.mlp, spec.SparseMoe):
+        keys.append(block.mlp.router_key)
+    return BlockBytes(
+        matrices=sum(held(linear) for linear in linears_of(block)),
+        vectors=dtype.itemsize * sum(numbers.get(f"{key}.{part}", 0) for key in keys for part in ("weight", "bias")),
+        cache=int(2 * block.attn.num_kv_heads * block.attn.head_dim * cache_itemsize),
+    )
+
+
+def linears_of(block: spec.Block) -> tuple[spec.Linear, ...]:
+    return (*block.attn.linears, *block.mlp.linears)
+
+
+def _activations(model: spec.Model, block: spec.Block, dtype: torch.dtype) -> int:
+    """Of one token: the residual stream, its norm in fp32 and in `dtype`, and the wider of attention and MLP."""
+    attn = block.attn
+    heads = 2 * attn.num_heads * attn.head_dim + 2 * attn.num_kv_heads * attn.head_dim  # q, rotated or mixed; k; v
+    mlp = 3 * max(_widths(block.mlp.linears))  # gate, up, and their product
+    return model.hidden_size * (3 * 4 + 2 * dtype.itemsize) + max(heads, mlp) * dtype.itemsize
+
+
+def _widths(linears: Iterable[spec.Linear]) -> list[int]:
+    return [linear.out_features for linear in linears]
+
+
+def _num_weights(linear: spec.Linear) -> int:
+    return linear.in_features * linear.padded_out_features

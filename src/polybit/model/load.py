@@ -1,0 +1,141 @@
+"""An opened folder to a model: planned, then built part by part, the next part being read while one is prepared."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+from polybit import spec
+from polybit.format import gptq
+from polybit.format.checkpoint import Checkpoint
+from polybit.format.read_ahead import Part, read_ahead
+from polybit.model.device import current
+from polybit.model.footprint import linears_of
+from polybit.model.model import LayerFn, Model, Stage
+from polybit.model.offload import FerriedLayer, FerriedWeights, Ferry, Parcel, pack
+from polybit.model.pinned import shared_with
+from polybit.model.plan import Plan
+from polybit.model.setup import Setup, set_up, tell
+from polybit.model.source import ModelSource, head_is_tied
+from polybit.model.weights import FolderWeights
+from polybit.modules.block import build_block
+from polybit.modules.norm import build_norm
+from polybit.modules.rope import rope_tables
+
+log = logging.getLogger(__name__)
+
+LoadProgress = Callable[[int, int], None]  # parts done, parts in all
+
+
+def load(source: ModelSource, progress: LoadProgress | None = None, cache_tokens: int = 0) -> Model:
+    """Load every part of an opened folder, beside which a K/V pool of `cache_tokens` is to fit.
+
+    Raises ConfigError, KernelError, FormatError, or OutOfMemory before it starts if there is no plan.
+    """
+    setup = set_up(source, cache_tokens)
+    tell(setup, source)
+    return build(source, setup, progress)
+
+
+@torch.inference_mode()
+def build(source: ModelSource, setup: Setup, progress: LoadProgress | None = None) -> Model:
+    """The model that `setup` describes."""
+    return _Builder(source, setup, progress or (lambda done, total: None)).build()
+
+
+class _Builder:
+    def __init__(self, source: ModelSource, setup: Setup, progress: LoadProgress) -> None:
+        self._source, self._spec, self._plan, self._backend = source, source.spec, setup.plan, setup.backend
+        zero_offset = gptq.zero_offset(source.config)
+        self._weights = FolderWeights(
+            source.checkpoint, setup.backend, setup.plan.device, setup.dtype, setup.unpacked, zero_offset
+        )
+        self._progress, self._done = progress, 0
+        self._ropes = cache(lambda device: rope_tables(self._spec.max_seq_len, device))
+        self._parts = _checkpoints(source, setup.plan)
+
+    def build(self) -> Model:
+        model, first = self._spec, self._weights
+        table = self._table()
+        positions = None if model.positions is None else first.embedding(model.positions)
+        self._tell()
+        stages = tuple(self._stage(share.device, share.blocks) for share in self._plan.shares)
+        last = self._at(stages[-1].device)
+        with current(last.device):
+            head = last.head(model.head, self._tied_to(table))
+            norm = build_norm(model.norm, last, self._backend)
+        self._tell()
+        if first.device.type == "cuda":
+            torch.cuda.empty_cache()  # of what was read ahead, so that the K/V pool can have it
+        return Model(model, first.dtype, self._backend, table, positions, stages, norm, head)
+
+    def _table(self) -> Tensor:
+        """The token embedding [V, E] as stored: half the memory of fp32, and only rows in use are ever converted."""
+        name, device = f"{self._spec.embedding.key}.weight", self._plan.device
+        tensor = self._source.checkpoint.tensor(name)
+        stays = device.type == "cuda" and self._plan.table.type == "cpu"
+        return shared_with(device, tensor) if stays else tensor.to(device)
+
+    def _tied_to(self, table: Tensor) -> Tensor | None:
+        return table if head_is_tied(self._spec, self._source.checkpoint) else None
+
+    def _stage(self, device: torch.device, blocks: range) -> Stage:
+        away = [i for i in blocks if i in self._plan.offloaded]
+        with current(device):
+            layers = [self._layer(device, i) for i in blocks if i not in self._plan.offloaded]
+            layers += self._ferried_layers(device, away) if away else []
+        return Stage(device, tuple(layers))
+
+    def _layer(self, device: torch.device, index: int) -> LayerFn:
+        layer = build_block(self._spec.blocks[index], index, self._at(device), self._backend, self._ropes(device))
+        self._tell()
+        return layer
+
+    def _ferried_layers(self, device: torch.device, indices: list[int]) -> list[LayerFn]:
+        """Blocks that live in RAM; all are there before the first is built, because the largest says how much room."""
+        packed = [self._parcel(device, i) for i in indices]
+        ferry = Ferry(device, [parcel for _, parcel in packed])
+        seconds = ferry.seconds()
+        log.info("copying them takes %.2f s: no more than %.1f tokens a second for one sequence", seconds, 1 / seconds)
+        layers: list[LayerFn] = []
+        for order, (index, (weights, parcel)) in enumerate(zip(indices, packed, strict=True)):
+            ferried = FerriedWeights(parcel.over(ferry.place_of(order)), weights)
+            block = build_block(self._spec.blocks[index], index, ferried, self._backend, self._ropes(device))
+            layers.append(FerriedLayer(block, order, ferry))
+        return layers
+
+    def _parcel(self, device: torch.device, index: int) -> tuple[FolderWeights, Parcel]:
+        weights = self._at(device)
+        parcel = pack({linear.key: weights.linear(linear) for linear in linears_of(self._spec.blocks[index])})
+        self._tell()
+        return replace(weights, checkpoint=self._source.checkpoint), parcel
+
+    def _at(self, device: torch.device) -> FolderWeights:
+        """The next part's weights, for `device`."""
+        return replace(self._weights, device=device, checkpoint=next(self._parts))
+
+    def _tell(self) -> None:
+        self._done += 1
+        self._progress(self._done, len(self._spec.blocks) + 2)
+
+
+def _checkpoints(source: ModelSource, plan: Plan) -> Iterator[Checkpoint]:
+    """The folder's checkpoint for each block and for the head; a GPU's parts are read ahead into its memory."""
+    if plan.device.type != "cuda":
+        return repeat(source.checkpoint)
+    return read_ahead(source.checkpoint, list(_parts(source, plan)))
+
+
+def _parts(source: ModelSource, plan: Plan) -> Iterator[Part]:
+    for block, device in zip(source.spec.blocks, plan.block_devices, strict=True):
+        yield _part(source, linears_of(block), device)
+    yield _part(source, (source.spec.head.linear,), plan.shares[-1].device)
+
+
+def _part(source: ModelSource, linears: tuple[spec.Linear, ...], device: torch.device) -> Part:
+    names = [name for linear in linears for name in source.checkpoint.names_of(linear.key)]
+    return Part(tuple(names), device)

@@ -1,0 +1,66 @@
+"""How an opened folder is loaded on a machine: type of activations, backend, weights packed or not, and the plan."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from polybit.kernels import reference
+from polybit.kernels.protocol import Backend
+from polybit.kernels.registry import get_backend
+from polybit.model.device import choose_dtype
+from polybit.model.footprint import Footprint, footprint_of, is_quantized
+from polybit.model.machine import this_machine
+from polybit.model.plan import GIB, Machine, Plan, gib, plan_memory
+from polybit.model.source import ModelSource
+
+log = logging.getLogger(__name__)
+
+UNPACK_SHARE = 0.5  # matrices are held dequantized where they take at most this share of the free memory
+
+
+@dataclass(frozen=True)
+class Setup:
+    plan: Plan
+    sizes: Footprint
+    dtype: torch.dtype  # of activations
+    backend: Backend
+    unpacked: bool  # quantized matrices are held dequantized
+
+
+def set_up(source: ModelSource, cache_tokens: int, machine: Machine | None = None) -> Setup:
+    """For `machine`, None: this one. Raises ConfigError, KernelError, or OutOfMemory where it cannot work."""
+    options = source.options
+    machine = machine or this_machine(options)
+    dtype, backend = choose_dtype(options.dtype, machine.budgets[0].device), get_backend(options.backend)
+    unpacked = _holds_unpacked(source, dtype, backend, machine) if options.unpacked is None else options.unpacked
+    sizes = footprint_of(source, dtype, unpacked, holds_scores=backend is reference)
+    plan = plan_memory(sizes, machine, cache_tokens, options.offload, str(source.folder))
+    return Setup(plan, sizes, dtype, backend, unpacked)
+
+
+def tell(setup: Setup, source: ModelSource) -> None:
+    """Say in the log what was decided."""
+    plan = setup.plan
+    held = "are held dequantized" if setup.unpacked else "are held packed"
+    log.info("weights %s", held if is_quantized(source) else "are not quantized")
+    for share in plan.shares:
+        log.info(
+            "%s: layers %d-%d, weights %s, cache %s, work space %s, of %s free",
+            share.device,
+            share.blocks.start,
+            share.blocks.stop - 1,
+            *map(gib, (share.weights, share.cache, share.scratch, share.free)),
+        )
+    log.info("token embedding on %s", "cpu (RAM)" if plan.table.type == "cpu" else plan.table)
+    if plan.offloaded:
+        log.warning("%d of %d layers (%.1f GiB) live in RAM and are copied to %s for every step, which is slow",
+                    len(plan.offloaded), len(source.spec.blocks), plan.ram / GIB, plan.shares[-1].device)  # fmt: skip
+
+
+def _holds_unpacked(source: ModelSource, dtype: torch.dtype, backend: Backend, machine: Machine) -> bool:
+    """The reference dequantizes packed matrices at each use; other backends read them as they are."""
+    if backend is not reference or not is_quantized(source):
+        return False
+    weights = footprint_of(source, dtype, unpacked=True, holds_scores=False).weights
+    return weights <= UNPACK_SHARE * machine.budgets[0].free

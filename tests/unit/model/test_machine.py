@@ -1,0 +1,75 @@
+"""Options that name devices, and the budgets that they mean."""
+
+import pytest
+import torch
+
+from polybit.errors import ConfigError, KernelError
+from polybit.model.machine import CONTEXT_BYTES, imagined_machine, parse_split, this_machine
+from polybit.model.options import LoadOptions
+from polybit.model.plan import GIB
+
+
+def test_a_split_is_auto_or_a_size_for_each_gpu() -> None:
+    assert parse_split("auto") is None
+    assert parse_split("10, 22.5") == (10.0, 22.5)
+
+
+@pytest.mark.parametrize("text", ["", "ten", "10;22", "-1", "0", "0,0", "nan", "10,inf", "10,,22"])
+def test_anything_else_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"gpu_split is .*, expected auto or GiB for each GPU"):
+        parse_split(text)
+
+
+def test_cards_that_are_not_here_lose_what_cuda_takes() -> None:
+    machine = imagined_machine("0,24")
+    assert [(budget.device.index, budget.free) for budget in machine.budgets] == [(1, 24 * GIB - CONTEXT_BYTES)]
+    with pytest.raises(ConfigError, match="list sizes"):
+        imagined_machine("auto")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {0: 6 * GIB, 1: 20 * GIB}
+    monkeypatch.delenv("POLYBIT_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device.index or 0], 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "made up")
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (LoadOptions(), [(0, 6), (1, 20)]),
+        (LoadOptions(gpu_split="auto"), [(0, 6), (1, 20)]),
+        (LoadOptions(device="cuda:1"), [(1, 20)]),
+        (LoadOptions(gpu_split="10"), [(0, 6)]),  # no more than is free
+        (LoadOptions(gpu_split="4,10"), [(0, 4), (1, 10)]),
+        (LoadOptions(gpu_split="0,10"), [(1, 10)]),
+    ],
+)
+def test_budgets(options: LoadOptions, expected: list[tuple[int, int]]) -> None:
+    budgets = this_machine(options).budgets
+    assert [(budget.device.index, budget.free / GIB) for budget in budgets] == expected
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_the_environment_names_a_device_as_an_option_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYBIT_DEVICE", "cuda:1")
+    assert [budget.device.index for budget in this_machine(LoadOptions()).budgets] == [1]
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        (LoadOptions(gpu_split="1,2,3"), KernelError, "asks for 3 GPUs, but torch .* sees 2"),
+        (LoadOptions(device="cuda:1", gpu_split="1"), ConfigError, "give one of them"),
+        (LoadOptions(device="cpu", gpu_split="auto"), ConfigError, "give one of them"),
+        (LoadOptions(device="cpu", offload=True), ConfigError, "offload keeps layers in RAM for a GPU"),
+    ],
+)
+def test_contradictions_are_refused(options: LoadOptions, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        this_machine(options)
