@@ -4,7 +4,7 @@ from typing import Any
 
 from exllamav2.model import ExLlamaV2
 from exllamav2.refusal import refuse
-from polybit.cache import KVPool
+from polybit.cache import PAGE_TOKENS, KVPool, pages_for
 from polybit.errors import RequestError
 
 
@@ -45,11 +45,16 @@ class ExLlamaV2Cache:
     def allocate(self) -> None:
         """Take the memory. Raises RequestError before the model is loaded, OutOfMemory where there is not enough."""
         model = self.model.inner
-        self._pool = KVPool(model.spec, self.batch_size * self.max_seq_len, model.dtype, model.device)
+        self._pool = KVPool(model.spec, self.num_tokens, model.dtype, model.block_devices)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all sequences together, in whole pages."""
+        return pages_for(self.batch_size * self.max_seq_len) * PAGE_TOKENS
 
     def footprint(self) -> list[int]:
         """Bytes held on each device."""
-        return [self.pool.num_bytes]
+        return list(self.pool.device_bytes.values())
 
 
 class _Refused:

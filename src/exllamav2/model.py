@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from exllamav2.config import ExLlamaV2Config
@@ -9,7 +10,10 @@ from exllamav2.refusal import refuse
 from polybit.cli.console import progress as progress_bar
 from polybit.errors import RequestError
 from polybit.model.load import load
+from polybit.model.machine import this_machine, without
 from polybit.model.model import Model
+from polybit.model.options import LoadOptions
+from polybit.model.plan import Machine
 from polybit.model.source import open_model
 
 if TYPE_CHECKING:
@@ -45,11 +49,13 @@ class ExLlamaV2:
         callback_gen: Any = None,
         progress: bool = False,
     ) -> None:
-        """Read the weights onto the device that polybit chooses."""
-        refuse("ExLlamaV2.load", gpu_split=gpu_split, lazy=lazy, stats=stats, callback_gen=callback_gen)
-        source = open_model(self.config.folder, self.config.load_options())
-        with progress_bar("loading") if progress else nullcontext(callback) as tell:
-            self._model = load(source, tell)
+        """Read the weights onto the devices that polybit chooses.
+
+        gpu_split: GiB of each GPU for weights and work space; a cache comes on top.
+        """
+        refuse("ExLlamaV2.load", lazy=lazy, stats=stats, callback_gen=callback_gen)
+        split = None if gpu_split is None else _as_option(gpu_split)
+        self._load(replace(self.config.load_options(), gpu_split=split), 0, None, callback, progress)
 
     def load_autosplit(
         self,
@@ -60,10 +66,28 @@ class ExLlamaV2:
         callback_gen: Any = None,
         progress: bool = False,
     ) -> None:
-        """Read the weights, then allocate `cache`. `last_id_only` gives the same text either way."""
-        refuse("ExLlamaV2.load_autosplit", reserve_vram=reserve_vram)
-        self.load(callback=callback, callback_gen=callback_gen, progress=progress)
+        """Read the weights onto as many devices as they and `cache` need, then allocate it.
+
+        reserve_vram: bytes to leave free on each. `last_id_only` gives the same text either way.
+        """
+        refuse("ExLlamaV2.load_autosplit", callback_gen=callback_gen)
+        options = self.config.load_options()
+        reserves = reserve_vram if isinstance(reserve_vram, list) else [reserve_vram or 0]
+        machine = without(this_machine(options), reserves)
+        self._load(options, cache.num_tokens, machine, callback, progress)
         cache.allocate()
+
+    def _load(
+        self,
+        options: LoadOptions,
+        cache_tokens: int,
+        machine: Machine | None,
+        callback: Callback | None,
+        progress: bool,
+    ) -> None:
+        source = open_model(self.config.folder, options)
+        with progress_bar("loading") if progress else nullcontext(callback) as tell:
+            self._model = load(source, tell, cache_tokens, machine)
 
     def load_tp(self, *args: Any, **kwargs: Any) -> None:
         """Refused: there is no tensor parallelism yet."""
@@ -72,3 +96,10 @@ class ExLlamaV2:
     def unload(self) -> None:
         """Drop the weights."""
         self._model = None
+
+
+def _as_option(gpu_split: Any) -> str:
+    """[10, 22] as polybit writes it."""
+    if not isinstance(gpu_split, (list, tuple)) or not all(isinstance(size, (int, float)) for size in gpu_split):
+        raise RequestError(f"ExLlamaV2.load: gpu_split is {gpu_split!r:.60}, expected a list of GiB, one for each GPU")
+    return ",".join(map(str, gpu_split))

@@ -18,7 +18,7 @@ from polybit.model.footprint import linears_of
 from polybit.model.model import LayerFn, Model, Stage
 from polybit.model.offload import FerriedLayer, FerriedWeights, Ferry, Parcel, pack
 from polybit.model.pinned import shared_with
-from polybit.model.plan import Plan
+from polybit.model.plan import Machine, Plan
 from polybit.model.setup import Setup, set_up, tell
 from polybit.model.source import ModelSource, head_is_tied
 from polybit.model.weights import FolderWeights
@@ -31,12 +31,19 @@ log = logging.getLogger(__name__)
 LoadProgress = Callable[[int, int], None]  # parts done, parts in all
 
 
-def load(source: ModelSource, progress: LoadProgress | None = None, cache_tokens: int = 0) -> Model:
+def load(
+    source: ModelSource,
+    progress: LoadProgress | None = None,
+    cache_tokens: int = 0,
+    machine: Machine | None = None,
+) -> Model:
     """Load every part of an opened folder, beside which a K/V pool of `cache_tokens` is to fit.
+
+    `machine`: what may be used; None: what the options say.
 
     Raises ConfigError, KernelError, FormatError, or OutOfMemory before it starts if there is no plan.
     """
-    setup = set_up(source, cache_tokens)
+    setup = set_up(source, cache_tokens, machine)
     tell(setup, source)
     return build(source, setup, progress)
 

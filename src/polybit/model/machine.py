@@ -30,8 +30,15 @@ def imagined_machine(split: str) -> Machine:
     limits = parse_split(split)
     if limits is None:
         raise ConfigError("gpu_split=auto plans for the GPUs that are here; list sizes to plan for others: 24 or 10,22")
-    cards = [_gpu_budget(i, limit, int(limit * GIB) - CONTEXT_BYTES) for i, limit in enumerate(limits)]
-    return Machine(_used(cards), ram=1 << 62)
+    cards = [_gpu_budget(i, limit, max(0, int(limit * GIB) - CONTEXT_BYTES)) for i, limit in enumerate(limits) if limit]
+    return Machine(tuple(cards), ram=1 << 62)
+
+
+def without(machine: Machine, reserves: Sequence[int]) -> Machine:
+    """The machine with so many bytes of each device left alone; the last number counts for all further ones."""
+    last = len(reserves) - 1
+    budgets = enumerate(machine.budgets)
+    return Machine(tuple(Budget(b.device, max(0, b.free - reserves[min(i, last)])) for i, b in budgets), machine.ram)
 
 
 def parse_split(text: str) -> tuple[float, ...] | None:
@@ -80,14 +87,9 @@ def _split_budgets(limits: Sequence[float] | None) -> tuple[Budget, ...]:
     if not present or (limits is not None and len(limits) > present):
         asked = "the GPUs" if limits is None else f"{len(limits)} GPUs"
         raise KernelError(f"gpu_split asks for {asked}, but torch {torch.__version__} sees {present}")
-    wanted = [None] * present if limits is None else limits
-    free = [free_bytes(torch.device("cuda", i)) for i in range(len(wanted))]
-    return _used([_gpu_budget(i, limit, room) for i, (limit, room) in enumerate(zip(wanted, free, strict=True))])
+    numbers = range(present) if limits is None else [i for i, limit in enumerate(limits) if limit]
+    return tuple(_gpu_budget(i, limits[i] if limits else None, free_bytes(torch.device("cuda", i))) for i in numbers)
 
 
 def _gpu_budget(index: int, limit: float | None, free: int) -> Budget:
     return Budget(torch.device("cuda", index), free if limit is None else min(free, int(limit * GIB)))
-
-
-def _used(budgets: Sequence[Budget]) -> tuple[Budget, ...]:
-    return tuple(budget for budget in budgets if budget.free > 0)

@@ -17,7 +17,7 @@ from exllamav2.generator import (
     ExLlamaV2StreamingGenerator,
 )
 from polybit import generator
-from polybit.errors import ConfigError, PolybitError, RequestError
+from polybit.errors import ConfigError, OutOfMemory, PolybitError, RequestError
 from polybit.generator import SamplingParams
 from random_model import write_random_model
 from unit.text.folders import byte_level, write
@@ -99,6 +99,38 @@ class TestModelAndCache:
         assert model.loaded
         model.unload()
         assert not model.loaded
+
+    def test_a_split_is_polybits(self, folder, monkeypatch):
+        asked = []
+
+        def told(source, tell, cache_tokens, machine):
+            asked.append((source.options.gpu_split, cache_tokens, machine))
+
+        monkeypatch.setattr("exllamav2.model.load", told)
+        ExLlamaV2(ExLlamaV2Config(str(folder))).load(gpu_split=[10, 22.5])
+        assert asked == [("10,22.5", 0, None)]
+        with pytest.raises(RequestError, match="gpu_split is 'auto', expected a list of GiB"):
+            ExLlamaV2(ExLlamaV2Config(str(folder))).load(gpu_split="auto")
+
+    @pytest.mark.parametrize(("reserve", "left"), [(None, 0), (1000, 1000), ([2000, 1], 2000)])
+    def test_autosplit_plans_for_the_cache_and_what_is_reserved(self, folder, monkeypatch, reserve, left):
+        monkeypatch.setattr("polybit.model.machine.free_ram", lambda: 1 << 30)
+        planned = []
+        real = exllamav2.model.load
+        monkeypatch.setattr(
+            "exllamav2.model.load", lambda *arguments: (planned.append(arguments[2:]), real(*arguments))[1]
+        )
+        model = ExLlamaV2(ExLlamaV2Config(str(folder)))
+        cache = ExLlamaV2Cache(model, lazy=True, batch_size=2, max_seq_len=300)
+        model.load_autosplit(cache, reserve_vram=reserve)
+        ((tokens, machine),) = planned
+        assert (tokens, machine.budgets[0].free) == (768, (1 << 30) - left)
+        assert cache.pool.num_tokens == 768
+
+    def test_autosplit_says_what_does_not_fit(self, folder):
+        model = ExLlamaV2(ExLlamaV2Config(str(folder)))
+        with pytest.raises(OutOfMemory, match="can be used; what helps:"):
+            model.load_autosplit(ExLlamaV2Cache(model, lazy=True), reserve_vram=1 << 60)
 
     def test_a_cache_that_is_not_lazy_needs_a_loaded_model(self, folder):
         model = ExLlamaV2(ExLlamaV2Config(str(folder)))

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from polybit.errors import ConfigError, KernelError
-from polybit.model.machine import CONTEXT_BYTES, imagined_machine, parse_split, this_machine
+from polybit.model.machine import CONTEXT_BYTES, imagined_machine, parse_split, this_machine, without
 from polybit.model.options import LoadOptions
-from polybit.model.plan import GIB
+from polybit.model.plan import GIB, Budget, Machine
 
 
 def test_a_split_is_auto_or_a_size_for_each_gpu() -> None:
@@ -25,6 +25,12 @@ def test_cards_that_are_not_here_lose_what_cuda_takes() -> None:
     assert [(budget.device.index, budget.free) for budget in machine.budgets] == [(1, 24 * GIB - CONTEXT_BYTES)]
     with pytest.raises(ConfigError, match="list sizes"):
         imagined_machine("auto")
+
+
+@pytest.mark.parametrize(("reserves", "left"), [([1 << 30], [3, 7, 0]), ([0, 2 << 30], [4, 6, 0])])
+def test_a_reserve_leaves_so_much_of_each_device(reserves: list[int], left: list[int]) -> None:
+    budgets = tuple(Budget(torch.device("cuda", i), size * GIB) for i, size in enumerate((4, 8, 1)))
+    assert [budget.free // GIB for budget in without(Machine(budgets, 0), reserves).budgets] == left
 
 
 @pytest.fixture
