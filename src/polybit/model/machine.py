@@ -56,7 +56,10 @@ def parse_split(text: str) -> tuple[float, ...] | None:
 
 def free_bytes(device: torch.device) -> int:
     """Memory that can be allocated now: of the card for CUDA, of the machine for the CPU and Apple GPUs."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_ram()
+    if device.type != "cuda":
+        return free_ram()
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, from models let go
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
 def free_ram() -> int:
