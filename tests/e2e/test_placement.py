@@ -15,7 +15,7 @@ from polybit.format.read_ahead import Part, read_ahead
 from polybit.model.load import build, load
 from polybit.model.model import Model
 from polybit.model.options import LoadOptions
-from polybit.model.pinned import pinned_bytes, shared_with
+from polybit.model.pinned import pinned_bytes, seen_by
 from polybit.model.plan import GIB, GPU_SLACK
 from polybit.model.setup import set_up
 from polybit.model.source import ModelSource, open_model
@@ -77,9 +77,9 @@ def test_a_model_that_one_gpu_may_not_hold_generates_on_two(source: ModelSource)
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_table_in_ram_is_read_by_the_gpu_and_takes_none_of_its_memory(dtype: torch.dtype) -> None:
-    table = torch.randn(5000, 256).to(dtype)
+    table = torch.randn(5000, 256).to(dtype).pin_memory()
     before = torch.cuda.memory_allocated()
-    seen = shared_with(CUDA, table)
+    seen = seen_by(CUDA, table)
     assert torch.cuda.memory_allocated() == before
     assert (seen.device, seen.dtype, seen.shape) == (CUDA, dtype, table.shape)
     rows = torch.randint(5000, (100,))

@@ -41,6 +41,19 @@ def read_ahead(checkpoint: Checkpoint, parts: Sequence[Part]) -> Iterator[Checkp
                 pending = ahead
 
 
+def read_into(tensor: Tensor, checkpoint: Checkpoint, name: str) -> None:
+    """All of one tensor into memory of its shape and type on the CPU, by as many threads. FormatError."""
+    target, extent = tensor.view(-1).view(torch.uint8), checkpoint.extent(name)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        starts = range(0, len(target), BUFFER_BYTES)
+        reads = [
+            pool.submit(_read, extent.path, extent.start + start, target[start : start + BUFFER_BYTES])
+            for start in starts
+        ]
+    for read in reads:
+        read.result()
+
+
 @dataclass(frozen=True)
 class _Pending:
     tensors: dict[str, Tensor]
@@ -69,6 +82,8 @@ class _Reader:
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        for lane in self._lanes.values():
+            lane.join()  # what was begun still writes into memory that is about to be let go
 
     def start(self, checkpoint: Checkpoint, part: Part) -> _Pending:
         lane = self._lanes[part.device]
@@ -100,21 +115,27 @@ class _Buffer:
 
     def __init__(self, pinned: bool) -> None:
         self.data = torch.empty(BUFFER_BYTES, dtype=torch.uint8, pin_memory=pinned)
-        self._bytes = memoryview(self.data.numpy().data)
-        # When its last copy is done. torch gives streams and events no types.
-        self.left = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
+        self.left: torch.cuda.Event | None = None  # its last copy is done
 
     def fill(self, path: Path, start: int, count: int) -> None:
         if self.left is not None:
             self.left.synchronize()
+        _read(path, start, self.data[:count])
+
+
+def _read(path: Path, start: int, into: Tensor) -> None:
+    """As many bytes as `into` [n] uint8 has. FormatError: the file ends before."""
+    view = memoryview(into.numpy().data)
+    try:
         with path.open("rb", buffering=0) as file:
             file.seek(start)
-            view = self._bytes[:count]
             while view:
                 read = file.readinto(view)
                 if not read:
                     raise unreadable(path, EOFError(f"it ends {len(view)} bytes early"))
                 view = view[read:]
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 class _Lane:
@@ -139,5 +160,5 @@ class _Lane:
     def copy(self, buffer: _Buffer, target: Tensor) -> None:
         with torch.cuda.stream(self._stream):  # which does nothing for None
             target.copy_(buffer.data[: len(target)], non_blocking=True)
-            if buffer.left is not None:
-                buffer.left.record(self._stream)
+        if self._stream is not None:
+            buffer.left = self._stream.record_event()

@@ -12,12 +12,12 @@ from torch import Tensor
 from polybit import spec
 from polybit.format import gptq
 from polybit.format.checkpoint import Checkpoint
-from polybit.format.read_ahead import Part, read_ahead
+from polybit.format.read_ahead import Part, read_ahead, read_into
 from polybit.model.device import current
 from polybit.model.footprint import linears_of
 from polybit.model.model import LayerFn, Model, Stage
 from polybit.model.offload import FerriedLayer, FerriedWeights, Ferry, Parcel, pack
-from polybit.model.pinned import shared_with
+from polybit.model.pinned import seen_by
 from polybit.model.plan import Machine, Plan
 from polybit.model.setup import Setup, set_up, tell
 from polybit.model.source import ModelSource, head_is_tied
@@ -82,13 +82,19 @@ class _Builder:
 
     def _table(self) -> Tensor:
         """The token embedding [V, E] as stored: half the memory of fp32, and only rows in use are ever converted."""
-        name, device = f"{self._spec.embedding.key}.weight", self._plan.device
-        tensor = self._source.checkpoint.tensor(name)
-        stays = device.type == "cuda" and self._plan.table.type == "cpu"
-        return shared_with(device, tensor) if stays else tensor.to(device)
+        name, device, checkpoint = _table_name(self._source), self._plan.device, next(self._parts)
+        if not _table_stays(self._plan):
+            return checkpoint.tensor(name).to(device)
+        with current(device):
+            pinned = torch.empty(checkpoint.shape(name), dtype=checkpoint.dtype(name), pin_memory=True)
+        read_into(pinned, checkpoint, name)
+        return seen_by(device, pinned)
 
     def _tied_to(self, table: Tensor) -> Tensor | None:
-        return table if head_is_tied(self._spec, self._source.checkpoint) else None
+        """The embedding, if it is the head as well; never as a GPU sees it in RAM, which is slow to multiply with."""
+        if not head_is_tied(self._spec, self._source.checkpoint):
+            return None
+        return self._source.checkpoint.tensor(_table_name(self._source)) if _table_stays(self._plan) else table
 
     def _stage(self, device: torch.device, blocks: range) -> Stage:
         away = [i for i in blocks if i in self._plan.offloaded]
@@ -131,13 +137,14 @@ class _Builder:
 
 
 def _checkpoints(source: ModelSource, plan: Plan) -> Iterator[Checkpoint]:
-    """The folder's checkpoint for each block and for the head; a GPU's parts are read ahead into its memory."""
+    """The folder's checkpoint for the embedding, each block and the head; a GPU's parts are read ahead."""
     if plan.device.type != "cuda":
         return repeat(source.checkpoint)
     return read_ahead(source.checkpoint, list(_parts(source, plan)))
 
 
 def _parts(source: ModelSource, plan: Plan) -> Iterator[Part]:
+    yield Part(() if _table_stays(plan) else (_table_name(source),), plan.device)
     for block, device in zip(source.spec.blocks, plan.block_devices, strict=True):
         yield _part(source, linears_of(block), device)
     yield _part(source, (source.spec.head.linear,), plan.shares[-1].device)
@@ -146,3 +153,12 @@ def _parts(source: ModelSource, plan: Plan) -> Iterator[Part]:
 def _part(source: ModelSource, linears: tuple[spec.Linear, ...], device: torch.device) -> Part:
     names = [name for linear in linears for name in source.checkpoint.names_of(linear.key)]
     return Part(tuple(names), device)
+
+
+def _table_name(source: ModelSource) -> str:
+    return f"{source.spec.embedding.key}.weight"
+
+
+def _table_stays(plan: Plan) -> bool:
+    """Whether the embedding stays in RAM while a GPU computes."""
+    return plan.device.type == "cuda" and plan.table.type == "cpu"

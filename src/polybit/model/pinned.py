@@ -42,18 +42,16 @@ def _refused(num_bytes: int, reason: str) -> OutOfMemory:
     )
 
 
-def shared_with(device: torch.device, table: Tensor) -> Tensor:
-    """table [rows, width] copied into pinned RAM, as a tensor of the GPU: it reads over the bus what it uses of it.
+def seen_by(device: torch.device, pinned: Tensor) -> Tensor:
+    """A pinned table [rows, width] as a tensor of the GPU, which reads over the bus what it uses of it.
 
     So rows are looked up without a copy on the GPU, and without the processor having to know which.
     """
     with torch.cuda.device(device):
-        pinned = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
-        pinned.copy_(table)
         seen = torch.as_tensor(_CudaArray(pinned.view(torch.uint8)), device=device)
     if seen.data_ptr() != pinned.data_ptr():
         raise RuntimeError(f"torch copied a pinned table to {device} instead of sharing it")
-    return seen.view(table.dtype)
+    return seen.view(pinned.dtype)
 
 
 class _CudaArray:

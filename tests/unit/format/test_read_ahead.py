@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from polybit.errors import FormatError
 from polybit.format import read_ahead as module
 from polybit.format.checkpoint import Checkpoint
-from polybit.format.read_ahead import Part, read_ahead
+from polybit.format.read_ahead import Part, read_ahead, read_into
 
 CPU = torch.device("cpu")
 TENSORS = {
@@ -69,3 +69,17 @@ def test_leaving_early_ends_the_threads(folder: Path) -> None:
     views.close()  # type: ignore[attr-defined]
     with pytest.raises(StopIteration):
         next(views)
+
+
+@pytest.mark.parametrize("name", list(TENSORS))
+def test_one_tensor_goes_where_it_is_told(folder: Path, name: str) -> None:
+    target = torch.empty_like(TENSORS[name])
+    read_into(target, Checkpoint.open(folder), name)
+    assert torch.equal(target, TENSORS[name])
+
+
+def test_a_file_that_is_gone_is_named(folder: Path) -> None:
+    checkpoint = Checkpoint.open(folder)
+    (folder / "1.safetensors").unlink()
+    with pytest.raises(FormatError, match=r"1\.safetensors cannot be read as safetensors"):
+        read_into(torch.empty_like(TENSORS["a.weight"]), checkpoint, "a.weight")
