@@ -5,19 +5,18 @@ from typing import Any
 from rich.table import Table
 
 from polybit.errors import OutOfMemory
-from polybit.generator.load import default_cache_tokens
+from polybit.generator.load import plan_for as plan_as_loading_does
 from polybit.model.footprint import is_quantized
 from polybit.model.machine import AUTO, imagined_machine
 from polybit.model.plan import Share, gib
-from polybit.model.setup import Setup, set_up
+from polybit.model.setup import Setup
 from polybit.model.source import ModelSource
 
 
 def plan_for(source: ModelSource, cache_tokens: int | None) -> Setup:
     """For this machine, or for the cards whose sizes `gpu_split` lists: they need not be here. OutOfMemory."""
     split = source.options.gpu_split
-    machine = None if split in (None, AUTO) else imagined_machine(str(split))
-    return set_up(source, default_cache_tokens(source, cache_tokens), machine)
+    return plan_as_loading_does(source, cache_tokens, None if split in (None, AUTO) else imagined_machine(str(split)))
 
 
 def describe_memory(source: ModelSource, cache_tokens: int | None) -> dict[str, Any]:

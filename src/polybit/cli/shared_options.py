@@ -20,7 +20,7 @@ CacheTokens = Annotated[
         "-c",
         min=1,
         help="Tokens of prompts and answers that the cache holds at once.",
-        show_default="what the model reaches, 8192 at most",
+        show_default="what the model reaches and memory holds, 8192 at most",
         rich_help_panel="Loading",
     ),
 ]

@@ -1,5 +1,6 @@
 """A folder on disk to an engine that generates."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,17 @@ from polybit.cache import PAGE_TOKENS, KVPool, pages_for
 from polybit.errors import ConfigError, RequestError
 from polybit.fields import replaced
 from polybit.generator.engine import Engine
-from polybit.model.load import LoadProgress
-from polybit.model.load import load as load_model
+from polybit.model.load import LoadProgress, build
 from polybit.model.options import LoadOptions
+from polybit.model.plan import Machine
+from polybit.model.setup import Setup, set_up, tell
 from polybit.model.source import ModelSource, open_model
 from polybit.text import Tokenizer
 
+log = logging.getLogger(__name__)
+
 DEFAULT_CACHE_TOKENS = 8192
+LEAST_CACHE_TOKENS = 1024  # with which a conversation can be had
 
 
 def load(
@@ -22,19 +27,27 @@ def load(
     """Load the model in folder `path`; `options` are the fields of LoadOptions.
 
     cache_tokens: tokens of all prompts and answers that the K/V pool holds at once; by default what the model reaches,
-    but no more than DEFAULT_CACHE_TOKENS. Raises ConfigError, FormatError, KernelError, OutOfMemory or RequestError.
+    but no more than DEFAULT_CACHE_TOKENS, and less where memory is short. Raises ConfigError, FormatError, KernelError,
+    OutOfMemory or RequestError.
     """
     _check_cache_tokens(cache_tokens)
     source = open_model(path, replaced(LoadOptions(), options, "option of loading", ConfigError))
     tokenizer = Tokenizer.open(source.folder)
-    size = default_cache_tokens(source, cache_tokens)
-    model = load_model(source, progress, size)
-    return Engine(model, tokenizer, KVPool(model.spec, size, model.dtype, model.block_devices), source.folder)
+    setup = plan_for(source, cache_tokens)
+    tell(setup, source)
+    model = build(source, setup, progress)
+    pool = KVPool(model.spec, setup.plan.cache_tokens, model.dtype, model.block_devices)
+    return Engine(model, tokenizer, pool, source.folder)
 
 
-def default_cache_tokens(source: ModelSource, wanted: int | None) -> int:
-    """What is wanted, else what the model reaches or DEFAULT_CACHE_TOKENS; in whole pages."""
-    return pages_for(wanted or min(source.spec.max_seq_len, DEFAULT_CACHE_TOKENS)) * PAGE_TOKENS
+def plan_for(source: ModelSource, cache_tokens: int | None, machine: Machine | None = None) -> Setup:
+    """How to load `source` beside a K/V pool of `cache_tokens` in whole pages; None: as `load` chooses."""
+    wanted = pages_for(cache_tokens or min(source.spec.max_seq_len, DEFAULT_CACHE_TOKENS)) * PAGE_TOKENS
+    fewest = wanted if cache_tokens else min(wanted, LEAST_CACHE_TOKENS)
+    setup = set_up(source, wanted, machine, fewest)
+    if setup.plan.cache_tokens < wanted:
+        log.warning("memory is short: the cache holds %d tokens instead of %d", setup.plan.cache_tokens, wanted)
+    return setup
 
 
 def _check_cache_tokens(count: Any) -> None:

@@ -15,7 +15,11 @@ from polybit.spec import Activation
 
 
 class Matrix(Protocol):
-    """A weight matrix laid out for one backend: what `prepare_*` returns. Opaque to everyone else."""
+    """A weight matrix laid out for one backend: what `prepare_*` returns. Opaque to everyone else.
+
+    It is a dataclass, and tensors in it, however deep in dataclasses and tuples, are all of its memory: layers that
+    live in RAM are rebuilt over copies of them, at other addresses.
+    """
 
     @property
     def in_features(self) -> int: ...

@@ -77,15 +77,26 @@ class Plan:
         return tuple(share.device for share in self.shares for _ in share.blocks)
 
 
-def plan_memory(sizes: Footprint, machine: Machine, cache_tokens: int, offload: bool, what: str = "the model") -> Plan:
+def plan_memory(
+    sizes: Footprint,
+    machine: Machine,
+    cache_tokens: int,
+    offload: bool,
+    fewest: int | None = None,
+    what: str = "the model",
+) -> Plan:
     """One device that holds everything, else several in order, else RAM too where `offload` allows it.
 
-    OutOfMemory says what was needed, what was free, and which option helps.
+    `fewest`: a shorter cache will do where memory is short, down to so many tokens. OutOfMemory says what was needed,
+    what was free, and which option helps.
     """
+    longest = longest_context(sizes, machine, offload)
     placed = _place(sizes, machine, cache_tokens, offload)
+    if placed is None and fewest is not None and longest >= fewest:
+        placed = _place(sizes, machine, longest, offload)
     if placed is None:
         raise OutOfMemory(f"{what} {_shortage(sizes, machine, cache_tokens)}; {_advice(sizes, machine, offload)}")
-    return replace(placed, longest=longest_context(sizes, machine, offload))
+    return replace(placed, longest=longest)
 
 
 def longest_context(sizes: Footprint, machine: Machine, offload: bool) -> int:

@@ -28,14 +28,17 @@ class Setup:
     unpacked: bool  # quantized matrices are held dequantized
 
 
-def set_up(source: ModelSource, cache_tokens: int, machine: Machine | None = None) -> Setup:
-    """For `machine`, None: this one. Raises ConfigError, KernelError, or OutOfMemory where it cannot work."""
+def set_up(source: ModelSource, cache_tokens: int, machine: Machine | None = None, fewest: int | None = None) -> Setup:
+    """For `machine`, None: this one; `fewest`: as of plan_memory.
+
+    Raises ConfigError, KernelError, or OutOfMemory where it cannot work.
+    """
     options = source.options
     machine = machine or this_machine(options)
     dtype, backend = choose_dtype(options.dtype, machine.budgets[0].device), get_backend(options.backend)
     unpacked = _holds_unpacked(source, dtype, backend, machine) if options.unpacked is None else options.unpacked
     sizes = footprint_of(source, dtype, unpacked, holds_scores=backend is reference)
-    plan = plan_memory(sizes, machine, cache_tokens, options.offload, str(source.folder))
+    plan = plan_memory(sizes, machine, cache_tokens, options.offload, fewest, str(source.folder))
     return Setup(plan, sizes, dtype, backend, unpacked)
 
 

@@ -318,3 +318,23 @@ def test_stop_strings_end_the_text_that_is_streamed(folder):
         assert not any(stop in text for stop in stops)
 
     check()
+
+
+class TestCacheSize:
+    """How large the pool gets where nobody says, and where memory is short."""
+
+    @pytest.fixture
+    def long(self, tmp_path):
+        return byte_level(write_random_model(tmp_path, {"vocab_size": VOCABULARY, "max_position_embeddings": 100_000}))
+
+    def test_is_bounded_by_default_and_as_asked_otherwise(self, long):
+        assert load(long, device="cpu").pool.num_tokens == 8192
+        assert load(long, device="cpu", cache_tokens=300).pool.num_tokens == 512
+
+    def test_shrinks_where_memory_is_short_unless_asked_for(self, long, monkeypatch, caplog):
+        monkeypatch.setattr("polybit.model.machine.free_ram", lambda: 45_000_000)
+        size = load(long, device="cpu").pool.num_tokens
+        assert 1024 <= size < 8192
+        assert f"the cache holds {size} tokens instead of 8192" in caplog.text
+        with pytest.raises(OutOfMemory, match=r"cache_tokens=\d+ would fit"):
+            load(long, device="cpu", cache_tokens=8192)

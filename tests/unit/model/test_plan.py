@@ -160,6 +160,13 @@ class TestLongest:
         with pytest.raises(OutOfMemory, match=f"cache_tokens={longest} would fit"):
             plan(machine, tokens=longest + 256)
 
+    def test_a_shorter_cache_will_do_down_to_a_limit(self) -> None:
+        machine = gpus(13.5)
+        longest = longest_context(TEN, machine, offload=False)
+        assert plan_memory(TEN, machine, 8192, False, fewest=longest).cache_tokens == longest
+        with pytest.raises(OutOfMemory, match="cache of 8,192 tokens"):
+            plan_memory(TEN, machine, 8192, False, fewest=longest + 256)
+
     def test_goes_no_further_than_the_model(self) -> None:
         assert longest_context(TEN, gpus(80), offload=False) == TEN.max_seq_len
 
@@ -167,7 +174,7 @@ class TestLongest:
 class TestErrors:
     def test_the_message_adds_up(self) -> None:
         with pytest.raises(OutOfMemory) as raised:
-            plan_memory(TEN, gpus(8), 1024, False, "models/ten")
+            plan_memory(TEN, gpus(8), 1024, False, what="models/ten")
         text = str(raised.value)
         assert text.startswith("models/ten needs 12.75 GiB (")
         for words in ("weights 10.50 GiB", "cache of 1,024 tokens 0.62 GiB", "8.00 GiB of cuda:0", "gpu_split"):
