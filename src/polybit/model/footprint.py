@@ -58,10 +58,6 @@ class Footprint:
     def cache_per_token(self) -> int:
         return sum(block.cache for block in self.blocks)
 
-    @property
-    def largest_part(self) -> int:
-        return max(self.head, *(block.matrices for block in self.blocks))
-
     def scratch(self, cache_tokens: int) -> int:
         """The most that a forward pass holds beside weights and cache."""
         chunk = min(CHUNK_TOKENS, self.max_seq_len)

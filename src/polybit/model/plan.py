@@ -143,23 +143,21 @@ class _Need:
         weights += OFFLOAD_SLOTS * max((block.matrices for block in away), default=0)
         if blocks.start == 0:
             weights += self.sizes.positions
+        parts = [block.matrices for block in held]
         if blocks.stop == self.num_blocks:
             weights += self.sizes.norm + self._head(budget, alone=blocks.start == 0)
+            parts.append(self.sizes.head)
         cache = self.cache_tokens * sum(block.cache for block in held)
-        return Share(budget.device, budget.free, blocks, weights, cache, self._scratch(budget, cache))
+        scratch = self.sizes.scratch(self.cache_tokens)
+        if budget.is_gpu:  # which needs room for what is read ahead, but gives it back before the cache is made
+            scratch = GPU_SLACK + max(scratch, READ_AHEAD * max(parts) - cache)
+        return Share(budget.device, budget.free, blocks, weights, cache, scratch)
 
     def _head(self, budget: Budget, alone: bool) -> int:
         shared = self.sizes.head_is_table and alone
         if budget.is_gpu:
             return self.sizes.head  # which a GPU's table shares its memory with, or has in RAM
         return self.sizes.table + (0 if shared else self.sizes.head)
-
-    def _scratch(self, budget: Budget, cache: int) -> int:
-        """A GPU also needs room for what is read ahead, but gives it back before the cache is made."""
-        scratch = self.sizes.scratch(self.cache_tokens)
-        if not budget.is_gpu:
-            return scratch
-        return GPU_SLACK + max(scratch, READ_AHEAD * self.sizes.largest_part - cache)
 
     def fitting(self, budget: Budget, start: int) -> range:
         """As many blocks from `start` on as fit, but never the last, which needs the head beside it."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from polybit.errors import OutOfMemory
 from polybit.model.footprint import BlockBytes, Footprint, footprint_of
 from polybit.model.options import LoadOptions
-from polybit.model.plan import GIB, GPU_SLACK, Budget, Machine, Plan, longest_context, plan_memory
+from polybit.model.plan import GIB, Budget, Machine, Plan, longest_context, plan_memory
 from polybit.model.source import open_model
 from random_model import write_random_model
 
@@ -30,7 +30,6 @@ TEN = Footprint(
     max_seq_len=8192,
 )
 CACHE = 1024 * BLOCK.cache  # of one block
-LOADING = GPU_SLACK + 2 * GIB  # what an otherwise empty GPU keeps free
 
 
 def gpus(*sizes: float, ram: float = 64) -> Machine:
