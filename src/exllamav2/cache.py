@@ -45,7 +45,8 @@ class ExLlamaV2Cache:
     def allocate(self) -> None:
         """Take the memory. Raises RequestError before the model is loaded, OutOfMemory where there is not enough."""
         model = self.model.inner
-        self._pool = KVPool(model.spec, self.batch_size * self.max_seq_len, model.dtype, model.device)
+        size = self.batch_size * self.max_seq_len
+        self._pool = KVPool(model.spec, size, model.dtype, model.device, model.backend)
 
     def footprint(self) -> list[int]:
         """Bytes held on each device."""

@@ -78,20 +78,39 @@ def test_the_reference_rounds_a_gated_activation_once(device, random) -> None:
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("head_dim", "rotated"), [(8, 8), (64, 64), (80, 32)])
 def test_rope_is_a_complex_rotation(backend, device, dtype, random, interleaved, head_dim, rotated) -> None:
-    x = _randn((6, 3, head_dim), dtype, random, device)
-    angle = torch.rand(6, rotated // 2, generator=random, dtype=torch.float64).to(device) * 100
-    first, second = (
-        (slice(0, rotated, 2), slice(1, rotated, 2))
-        if interleaved
-        else (
-            slice(0, rotated // 2),
-            slice(rotated // 2, rotated),
-        )
-    )
-    turned = torch.complex(x[..., first].double(), x[..., second].double()) * torch.exp(1j * angle)[:, None]
-    expected = x.double()
-    expected[..., first], expected[..., second] = turned.real, turned.imag
-    assert_close(backend.rope(x, angle.cos().float(), angle.sin().float(), interleaved), expected)
+    heads = [_randn((6, num_heads, head_dim), dtype, random, device) for num_heads in (5, 2)]
+    angles = torch.rand(40, rotated // 2, generator=random, dtype=torch.float64).to(device) * 100
+    positions = torch.tensor([3, 0, 39, 3, 17, 8], device=device)
+    turned = backend.rope(*heads, positions, angles.cos().float(), angles.sin().float(), interleaved)
+    for x, actual in zip(heads, turned, strict=True):
+        assert actual.dtype == dtype
+        assert_close(actual, _turned(x.double(), angles[positions], interleaved))
+
+
+def _turned(x: Tensor, angle: Tensor, interleaved: bool) -> Tensor:
+    """x [T, H, D] by angle [T, dim/2]; all in float64."""
+    half = angle.shape[1]
+    if interleaved:
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    else:
+        first, second = slice(0, half), slice(half, 2 * half)
+    turned = torch.complex(x[..., first], x[..., second]) * torch.exp(1j * angle)[:, None]
+    out = x.clone()
+    out[..., first], out[..., second] = turned.real, turned.imag
+    return out
+
+
+@pytest.mark.parametrize("page_dtype", [torch.float32, torch.float16])
+def test_write_kv(backend, device, dtype, random, page_dtype) -> None:
+    """Rows land in their slots, in the pages' type; every other slot stays as it was."""
+    k, v = (_randn((4, 3, 20), dtype, random, device) for _ in range(2))
+    slots = torch.tensor([9, 2, 14, 0], device=device)
+    pages = [torch.full((5, 3, 3, 20), 7.0, dtype=page_dtype, device=device) for _ in range(2)]
+    backend.write_kv(k, v, *pages, slots)
+    for x, written in zip((k, v), pages, strict=True):
+        expected = torch.full((15, 3, 20), 7.0, dtype=page_dtype)
+        expected[slots.cpu()] = x.cpu().to(page_dtype)
+        assert torch.equal(written.cpu().flatten(0, 1), expected)
 
 
 def test_embedding(backend, device, random) -> None:

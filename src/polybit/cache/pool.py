@@ -6,13 +6,16 @@ from torch import Tensor
 from polybit import spec
 from polybit.cache.pages import PAGE_TOKENS, FreePages, pages_for
 from polybit.errors import OutOfMemory
+from polybit.kernels.protocol import Backend
 from polybit.modules.step import Step
 
 
 class KVPool:
     """A `KVStore` over pages of PAGE_TOKENS tokens; `free` says who may write where."""
 
-    def __init__(self, model: spec.Model, num_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, model: spec.Model, num_tokens: int, dtype: torch.dtype, device: torch.device, backend: Backend
+    ) -> None:
         """Room for at least `num_tokens`. Raises OutOfMemory."""
         pages = pages_for(num_tokens)
         shapes = [(2, pages, PAGE_TOKENS, block.attn.num_kv_heads, block.attn.head_dim) for block in model.blocks]
@@ -26,6 +29,7 @@ class KVPool:
                 f"({str(error).splitlines()[0]}); load with a smaller cache_tokens"
             ) from None
         self.free = FreePages(pages)
+        self._backend = backend
 
     @property
     def num_tokens(self) -> int:
@@ -37,9 +41,7 @@ class KVPool:
         return sum(layer.nbytes for layer in self._layers)
 
     def write(self, layer: int, k: Tensor, v: Tensor, step: Step) -> None:
-        keys, values = self.pages(layer)
-        keys.flatten(0, 1)[step.slots] = k.to(keys.dtype)
-        values.flatten(0, 1)[step.slots] = v.to(values.dtype)
+        self._backend.write_kv(k, v, *self.pages(layer), step.slots)
 
     def pages(self, layer: int) -> tuple[Tensor, Tensor]:
         keys, values = self._layers[layer].unbind()

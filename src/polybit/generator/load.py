@@ -29,7 +29,8 @@ def load(
     tokenizer = Tokenizer.open(source.folder)
     size = cache_tokens or min(source.spec.max_seq_len, DEFAULT_CACHE_TOKENS)
     model = load_model(source, progress)
-    return Engine(model, tokenizer, KVPool(model.spec, size, model.dtype, model.device), source.folder)
+    pool = KVPool(model.spec, size, model.dtype, model.device, model.backend)
+    return Engine(model, tokenizer, pool, source.folder)
 
 
 def _check_cache_tokens(count: Any) -> None:

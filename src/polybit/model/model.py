@@ -17,7 +17,7 @@ from polybit.model.source import ModelSource, head_is_tied
 from polybit.model.weights import FolderWeights
 from polybit.modules.block import Layer, build_block
 from polybit.modules.norm import NormFn, build_norm
-from polybit.modules.rope import rope_tables
+from polybit.modules.rope import RopeTables
 from polybit.modules.step import KVStore, Step
 from polybit.modules.weights import LinearFn
 
@@ -34,6 +34,7 @@ class Model:
     backend: Backend
     embedding: Tensor  # [V, E]
     positions: Tensor | None  # [max positions, E]
+    ropes: RopeTables
     layers: tuple[Layer, ...]
     norm: NormFn
     head: LinearFn
@@ -77,7 +78,7 @@ def load(source: ModelSource, progress: LoadProgress | None = None) -> Model:
     embedding = weights.embedding(model.embedding)
     positions = None if model.positions is None else weights.embedding(model.positions)
     tell(1, total)
-    ropes = rope_tables(model.max_seq_len, device)
+    ropes = RopeTables(model.max_seq_len, device)
     layers = []
     for i, block in enumerate(model.blocks):
         layers.append(build_block(block, i, weights, backend, ropes))
@@ -85,7 +86,7 @@ def load(source: ModelSource, progress: LoadProgress | None = None) -> Model:
     head = weights.head(model.head, embedding if head_is_tied(model, source.checkpoint) else None)
     tell(total, total)
     norm = build_norm(model.norm, weights, backend)
-    return Model(model, device, dtype, backend, embedding, positions, tuple(layers), norm, head)
+    return Model(model, device, dtype, backend, embedding, positions, ropes, tuple(layers), norm, head)
 
 
 def _choose_unpacked(source: ModelSource, device: torch.device, dtype: torch.dtype) -> bool:

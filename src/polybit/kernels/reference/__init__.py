@@ -5,6 +5,7 @@ from polybit.kernels.reference.attention import attention
 from polybit.kernels.reference.embedding import embedding
 from polybit.kernels.reference.matrices import dequantize, matmul, prepare_dense, prepare_exl2, prepare_gptq
 from polybit.kernels.reference.norms import layer_norm, rms_norm
+from polybit.kernels.reference.pages import write_kv
 from polybit.kernels.reference.rope import rope
 
 __all__ = [
@@ -22,9 +23,21 @@ __all__ = [
     "prepare_gptq",
     "rms_norm",
     "rope",
+    "write_kv",
 ]
 
 NAME = "reference"
 NATIVE_OPS = frozenset(
-    {"activate", "attention", "dequantize", "embedding", "gated_activate", "layer_norm", "matmul", "rms_norm", "rope"}
+    {
+        "activate",
+        "attention",
+        "dequantize",
+        "embedding",
+        "gated_activate",
+        "layer_norm",
+        "matmul",
+        "rms_norm",
+        "rope",
+        "write_kv",
+    }
 )
