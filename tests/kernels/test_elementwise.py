@@ -10,7 +10,7 @@ from closeness import assert_close
 from polybit.kernels import reference
 from polybit.spec import Activation
 
-ODD_SHAPES = [(1, 32), (3, 576), (7, 33)]
+ODD_SHAPES = [(1, 32), (3, 576), (7, 33), (2, 20011)]
 
 
 def test_rms_norm_by_hand(backend, device) -> None:
@@ -28,10 +28,20 @@ def test_rms_norm(backend, device, dtype, random, shape, offset) -> None:
     assert_close(backend.rms_norm(x, w, 1e-5, offset), expected)
 
 
-def test_rms_norm_takes_a_weight_per_head(backend, device, random) -> None:
+def test_norms_take_a_weight_per_head(backend, device, random) -> None:
     x, w = _randn((5, 3, 8), torch.float32, random, device), _randn((3, 8), torch.float32, random, device)
     by_head = torch.stack([backend.rms_norm(x[:, h], w[h], 1e-6, 0.0) for h in range(3)], 1)
     assert_close(backend.rms_norm(x, w, 1e-6, 0.0), by_head)
+    by_head = torch.stack([backend.layer_norm(x[:, h], w[h], None, 1e-6) for h in range(3)], 1)
+    assert_close(backend.layer_norm(x, w, None, 1e-6), by_head)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_wide_residual_takes_narrow_weights(backend, device, random, dtype) -> None:
+    x, w = _randn((3, 96), torch.float32, random, device), _randn((96,), dtype, random, device)
+    x64 = x.double()
+    expected = x64 / (x64.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w.double()
+    assert_close(backend.rms_norm(x, w, 1e-5, 0.0), expected)
 
 
 def test_rms_norm_keeps_fp16_range(backend, device) -> None:
@@ -85,6 +95,21 @@ def test_rope_is_a_complex_rotation(backend, device, dtype, random, interleaved,
     for x, actual in zip(heads, turned, strict=True):
         assert actual.dtype == dtype
         assert_close(actual, _turned(x.double(), angles[positions], interleaved))
+
+
+def test_columns_of_a_wider_matrix_are_turned_and_written(backend, device, random) -> None:
+    """Queries, keys and values need not be dense: products may have padding columns."""
+    wide = _randn((3, 160), torch.float32, random, device)
+    q, k = wide[:, :96].view(3, 6, 16), wide[:, 100:132].view(3, 2, 16)
+    angles = torch.rand(3, 8, generator=random, dtype=torch.float64).to(device)
+    positions = torch.arange(3, device=device)
+    turned = backend.rope(q, k, positions, angles.cos().float(), angles.sin().float(), False)
+    for x, actual in zip((q, k), turned, strict=True):
+        assert_close(actual, _turned(x.double(), angles, False))
+    pages = [torch.zeros(1, 3, 2, 16, device=device) for _ in range(2)]
+    backend.write_kv(k, q[:, :2], *pages, positions)
+    assert torch.equal(pages[0][0], k)
+    assert torch.equal(pages[1][0], q[:, :2])
 
 
 def _turned(x: Tensor, angle: Tensor, interleaved: bool) -> Tensor:

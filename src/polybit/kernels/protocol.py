@@ -34,6 +34,7 @@ class Backend(Protocol):
 
     NAME: str
     NATIVE_OPS: frozenset[str]  # ops of this backend's own; the others are the reference's
+    DEVICES: frozenset[str]  # types of torch devices that it serves
 
     def prepare_dense(self, weight: Tensor, device: device, dtype: dtype) -> Matrix:
         """weight [N, K] as checkpoints store it."""

@@ -70,7 +70,7 @@ def load(source: ModelSource, progress: LoadProgress | None = None) -> Model:
     """Load every part of an opened folder. Raises OutOfMemory before it starts if the plan does not fit."""
     model, options = source.spec, source.options
     device = choose_device(options.device)
-    dtype, backend = choose_dtype(options.dtype, device), get_backend(options.backend)
+    dtype, backend = choose_dtype(options.dtype, device), get_backend(options.backend, device)
     unpacked, zero_offset = _choose_unpacked(source, device, dtype), gptq.zero_offset(source.config)
     weights = FolderWeights(source.checkpoint, backend, device, dtype, unpacked, zero_offset)
     tell = progress or (lambda done, total: None)

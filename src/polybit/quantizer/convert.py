@@ -14,7 +14,7 @@ from torch import Tensor
 from polybit.errors import JobError
 from polybit.fields import replaced
 from polybit.format.files import replacing
-from polybit.kernels.registry import get_backend
+from polybit.kernels.registry import load_backend
 from polybit.kernels.rounding import choose_rounding
 from polybit.model.device import choose_device, describe
 from polybit.model.options import LoadOptions
@@ -162,7 +162,7 @@ class Conversion:
         device = choose_device(self.options.device)
         ropes = RopeTables(self.source.spec.max_seq_len, device)
         return Workbench(
-            self.source, ropes, get_backend(None), choose_rounding(device), device, METHODS[self.options.method]
+            self.source, ropes, load_backend("reference"), choose_rounding(device), device, METHODS[self.options.method]
         )
 
     @cached_property

@@ -9,6 +9,7 @@ from polybit.kernels.reference.pages import write_kv
 from polybit.kernels.reference.rope import rope
 
 __all__ = [
+    "DEVICES",
     "NAME",
     "NATIVE_OPS",
     "activate",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 NAME = "reference"
+DEVICES = frozenset({"cpu", "cuda", "mps"})
 NATIVE_OPS = frozenset(
     {
         "activate",
