@@ -15,14 +15,16 @@ RELU = tl.constexpr(Activation.RELU.value)
 @triton.jit
 def _act(x, ACTIVATION: tl.constexpr):
     if ACTIVATION == SILU:
-        return x * tl.sigmoid(x)
-    if ACTIVATION == GELU:
-        return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))  # 1 / sqrt(2)
-    if ACTIVATION == GELU_TANH:
+        y = x * tl.sigmoid(x)
+    elif ACTIVATION == GELU:
+        y = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))  # 1 / sqrt(2)
+    elif ACTIVATION == GELU_TANH:
         inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)  # sqrt(2 / pi)
-        return x * tl.sigmoid(2 * inner)  # (1 + tanh(u)) / 2 = sigmoid(2 u)
-    tl.static_assert(ACTIVATION == RELU)
-    return tl.where(x < 0, 0.0, x)
+        y = x * tl.sigmoid(2 * inner)  # (1 + tanh(u)) / 2 = sigmoid(2 u)
+    else:
+        tl.static_assert(ACTIVATION == RELU)
+        y = tl.where(x < 0, 0.0, x)
+    return y
 
 
 @triton.jit
