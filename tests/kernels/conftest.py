@@ -5,6 +5,7 @@ On a machine without a GPU, Triton's kernels run in its interpreter; with one, t
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports the Triton backend
 
+from kernels.interpreter import mended
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import BACKENDS, load_backend
 
@@ -23,13 +25,14 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, device: torch.device) -> Backend:
-    if request.param == "triton":
-        pytest.importorskip("triton")
+def backend(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Backend]:
+    if request.param != "reference":
+        pytest.importorskip(request.param)
     found = load_backend(request.param)
     if device.type not in found.DEVICES:
         pytest.skip(f"{found.NAME} is compiled here, for the GPU alone")
-    return found
+    with mended() if request.param == "triton" and device.type == "cpu" else nullcontext():
+        yield found
 
 
 @pytest.fixture(params=[torch.float32, torch.float16], ids=["fp32", "fp16"])

@@ -2,8 +2,9 @@
 
 from triton import knobs
 
-from polybit.kernels.reference import attention, dequantize, matmul, prepare_dense, prepare_exl2, prepare_gptq
+from polybit.kernels.reference import dequantize, matmul, prepare_dense, prepare_exl2, prepare_gptq
 from polybit.kernels.triton.activations import activate, gated_activate
+from polybit.kernels.triton.attention import attention
 from polybit.kernels.triton.embedding import embedding
 from polybit.kernels.triton.norms import layer_norm, rms_norm
 from polybit.kernels.triton.pages import write_kv
@@ -33,6 +34,7 @@ DEVICES = frozenset({"cuda", "cpu"} if knobs.runtime.interpret else {"cuda"})
 NATIVE_OPS = frozenset(
     {
         "activate",
+        "attention",
         "embedding",
         "gated_activate",
         "layer_norm",
