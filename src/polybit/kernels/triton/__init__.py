@@ -2,10 +2,11 @@
 
 from triton import knobs
 
-from polybit.kernels.reference import dequantize, matmul, prepare_dense, prepare_exl2, prepare_gptq
+from polybit.kernels.reference import prepare_dense
 from polybit.kernels.triton.activations import activate, gated_activate
 from polybit.kernels.triton.attention import attention
 from polybit.kernels.triton.embedding import embedding
+from polybit.kernels.triton.matrices import dequantize, matmul, prepare_exl2, prepare_gptq
 from polybit.kernels.triton.norms import layer_norm, rms_norm
 from polybit.kernels.triton.pages import write_kv
 from polybit.kernels.triton.rope import rope
@@ -35,9 +36,11 @@ NATIVE_OPS = frozenset(
     {
         "activate",
         "attention",
+        "dequantize",
         "embedding",
         "gated_activate",
         "layer_norm",
+        "matmul",
         "rms_norm",
         "rope",
         "write_kv",

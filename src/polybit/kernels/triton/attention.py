@@ -230,7 +230,10 @@ def choose_tiles(num_rows: int, block_d: int, dtype: torch.dtype, shared: int) -
         rows, keys = (16 if num_rows <= 16 else 128 if num_rows > 64 and block_d <= 128 else 64), 64
     held, stage = (rows * block_d + rows * keys) * size, 2 * keys * block_d * size
     return Tiles(
-        rows, keys, warps=8 if rows * max(block_d, 128) >= 128 * 128 else 4, stages=max(1, min(3, (shared - held) // stage))
+        rows,
+        keys,
+        warps=8 if rows * max(block_d, 128) >= 128 * 128 else 4,
+        stages=max(1, min(3, (shared - held) // stage)),
     )
 
 
