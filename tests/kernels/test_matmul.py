@@ -11,7 +11,7 @@ from polybit.format.packing import pack_codes
 from polybit.kernels.reference import matrices
 
 MIXES = {
-    "2, tall": [(2, 640)],
+    "2, tall": [(2, 416)],
     "2": [(2, 64), (2, 32)],
     "3": [(3, 96)],
     "4+3": [(4, 32), (3, 64), (3, 32)],
@@ -27,7 +27,7 @@ def random_exl2(groups: list[tuple[int, int]], num_columns: int, random: torch.G
     return exl2.encode(q, codes, scale_max, layout, torch.randperm(layout.in_features, generator=random))
 
 
-@pytest.mark.parametrize("rows", [1, 5, 33, 70])
+@pytest.mark.parametrize("rows", [1, 33, 70])
 @pytest.mark.parametrize("groups", MIXES.values(), ids=MIXES.keys())
 @pytest.mark.parametrize("unpacked", [False, True])
 def test_exl2_matmul(backend, device, dtype, random, rows, groups, unpacked) -> None:
@@ -67,7 +67,7 @@ def test_every_code_and_subnormal_scales_dequantize_exactly(backend, device, ran
     groups = [(bits, 256) for bits in (8, 6, 5, 4, 3, 2)]
     q = torch.cat([torch.arange(256)[:, None].expand(256, 32) % 2**bits for bits, _ in groups])
     codes = (torch.arange(32) % 16).expand(len(groups), 32)
-    for scale_max in (1.0, 0.0101, 0.0007, 6e-8):
+    for scale_max in (1.0, 0.0007, 6e-8):
         maxima = torch.full((len(groups),), scale_max, dtype=torch.float16)
         layout = Layout(tuple(Group(bits, rows) for bits, rows in groups))
         tensor = exl2.encode(q, codes, maxima, layout, torch.randperm(layout.in_features, generator=random))

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from polybit.cli.console import print_json, results
 from polybit.cli.shared_options import ModelName, loading
+from polybit.kernels.registry import get_backend
 from polybit.model.device import choose_device, choose_dtype, describe
 from polybit.model.options import LoadOptions
 from polybit.model.plan import plan_memory
@@ -67,7 +68,8 @@ def describe_memory(source: ModelSource, context: int | None) -> dict[str, Any]:
     """What weights and K/V cache take on the device that would be chosen; work space comes on top."""
     device = choose_device(source.options.device)
     plan = plan_memory(source, device, choose_dtype(source.options.dtype, device))
-    unpacked = plan.should_unpack() if source.options.unpacked is None else source.options.unpacked
+    backend, wanted = get_backend(source.options.backend, device), source.options.unpacked
+    unpacked = plan.should_unpack(backend) if wanted is None else wanted
     tokens = context or source.spec.max_seq_len
     return {
         "device": describe(device),

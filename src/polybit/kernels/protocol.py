@@ -35,6 +35,7 @@ class Backend(Protocol):
     NAME: str
     NATIVE_OPS: frozenset[str]  # ops of this backend's own; the others are the reference's
     DEVICES: frozenset[str]  # types of torch devices that it serves
+    READS_PACKED: bool  # products of few rows read the packed words: holding them dequantized would slow them down
 
     def prepare_dense(self, weight: Tensor, device: device, dtype: dtype) -> Matrix:
         """weight [N, K] as checkpoints store it."""

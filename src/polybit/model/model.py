@@ -71,7 +71,7 @@ def load(source: ModelSource, progress: LoadProgress | None = None) -> Model:
     model, options = source.spec, source.options
     device = choose_device(options.device)
     dtype, backend = choose_dtype(options.dtype, device), get_backend(options.backend, device)
-    unpacked, zero_offset = _choose_unpacked(source, device, dtype), gptq.zero_offset(source.config)
+    unpacked, zero_offset = _choose_unpacked(source, device, dtype, backend), gptq.zero_offset(source.config)
     weights = FolderWeights(source.checkpoint, backend, device, dtype, unpacked, zero_offset)
     tell = progress or (lambda done, total: None)
     total = len(model.blocks) + 2
@@ -89,12 +89,12 @@ def load(source: ModelSource, progress: LoadProgress | None = None) -> Model:
     return Model(model, device, dtype, backend, embedding, positions, ropes, tuple(layers), norm, head)
 
 
-def _choose_unpacked(source: ModelSource, device: torch.device, dtype: torch.dtype) -> bool:
+def _choose_unpacked(source: ModelSource, device: torch.device, dtype: torch.dtype, backend: Backend) -> bool:
     plan = plan_memory(source, device, dtype)
     wanted = source.options.unpacked
-    unpacked = plan.should_unpack() if wanted is None else wanted
+    unpacked = plan.should_unpack(backend) if wanted is None else wanted
     check_fits(plan, unpacked, device, str(source.folder))
-    held = "are held dequantized" if unpacked else "are held packed and dequantized at each use"
+    held = "are held dequantized" if unpacked else "are held packed"
     log.info(
         "weights %s (%.2f GB; %.2f GB free)",
         held if plan.is_quantized else "are not quantized",

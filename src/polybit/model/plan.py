@@ -7,6 +7,7 @@ import torch
 
 from polybit import spec
 from polybit.errors import OutOfMemory
+from polybit.kernels.protocol import Backend
 from polybit.model.source import ModelSource, vector_names
 
 UNPACK_SHARE = 0.5  # quantized weights are held dequantized where they take at most this share of the free memory
@@ -30,8 +31,8 @@ class MemoryPlan:
     def weights(self, unpacked: bool) -> int:
         return (self.unpacked if unpacked else self.packed) + self.vectors
 
-    def should_unpack(self) -> bool:
-        return self.weights(unpacked=True) <= UNPACK_SHARE * self.free
+    def should_unpack(self, backend: Backend) -> bool:
+        return not backend.READS_PACKED and self.weights(unpacked=True) <= UNPACK_SHARE * self.free
 
     def max_context(self, unpacked: bool) -> int:
         """Tokens of K/V cache that fit beside the weights."""

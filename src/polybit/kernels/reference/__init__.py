@@ -12,6 +12,7 @@ __all__ = [
     "DEVICES",
     "NAME",
     "NATIVE_OPS",
+    "READS_PACKED",
     "activate",
     "attention",
     "dequantize",
@@ -29,6 +30,7 @@ __all__ = [
 
 NAME = "reference"
 DEVICES = frozenset({"cpu", "cuda", "mps"})
+READS_PACKED = False
 NATIVE_OPS = frozenset(
     {
         "activate",

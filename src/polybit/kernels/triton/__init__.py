@@ -15,6 +15,7 @@ __all__ = [
     "DEVICES",
     "NAME",
     "NATIVE_OPS",
+    "READS_PACKED",
     "activate",
     "attention",
     "dequantize",
@@ -32,6 +33,7 @@ __all__ = [
 
 NAME = "triton"
 DEVICES = frozenset({"cuda", "cpu"} if knobs.runtime.interpret else {"cuda"})
+READS_PACKED = True
 NATIVE_OPS = frozenset(
     {
         "activate",

@@ -23,21 +23,19 @@ REPACKED_AT_ONCE = 1 << 24  # weights, which bounds the work space
 
 
 @triton.jit
-def _weights(
-    words, q_scale, units, group, row, num_rows, column, num_columns, BITS: tl.constexpr, BLOCK_N: tl.constexpr
-):
+def _weights(words, q_scale, units, group, row, column, num_columns, BITS: tl.constexpr, BLOCK_N: tl.constexpr):
     """A block of 32 sorted rows, its words from packed row `row` on: [32, BLOCK_N] fp16 (format 4)."""
     if BITS == 3:
-        low = plane(words, row, num_rows, column, num_columns, 2, BLOCK_N)
-        q = low | plane(words, row + 2, num_rows, column, num_columns, 1, BLOCK_N) << 2
+        low = plane(words, row, None, column, num_columns, 2, BLOCK_N)
+        q = low | plane(words, row + 2, None, column, num_columns, 1, BLOCK_N) << 2
     elif BITS == 5:
-        low = plane(words, row, num_rows, column, num_columns, 4, BLOCK_N)
-        q = low | plane(words, row + 4, num_rows, column, num_columns, 1, BLOCK_N) << 4
+        low = plane(words, row, None, column, num_columns, 4, BLOCK_N)
+        q = low | plane(words, row + 4, None, column, num_columns, 1, BLOCK_N) << 4
     elif BITS == 6:
-        low = plane(words, row, num_rows, column, num_columns, 4, BLOCK_N)
-        q = low | plane(words, row + 4, num_rows, column, num_columns, 2, BLOCK_N) << 4
+        low = plane(words, row, None, column, num_columns, 4, BLOCK_N)
+        q = low | plane(words, row + 4, None, column, num_columns, 2, BLOCK_N) << 4
     else:
-        q = plane(words, row, num_rows, column, num_columns, BITS, BLOCK_N)
+        q = plane(words, row, None, column, num_columns, BITS, BLOCK_N)
     codes = tl.load(q_scale + group * (num_columns // 8) + column // 8, column < num_columns, other=0)
     root = ((codes >> (column % 8 * 4)) & 15) + 1
     scale = (root * root).to(tl.float16) * tl.load(units + group)
@@ -46,20 +44,20 @@ def _weights(
 
 @triton.jit
 def _accumulate(
-    accumulator, x, words, q_scale, units, perm, groups, first, stop, offset, token_inside, num_rows, column,
+    accumulator, x, words, q_scale, units, perm, groups, first, stop, offset, token_inside, column,
     num_columns, BITS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Blocks [first, stop), all of BITS bits; x points at the tokens' rows, [BLOCK_T, 1]."""
     for block in range(first, stop):
         group, row = tl.load(groups + block), offset + block * BITS
-        weights = _weights(words, q_scale, units, group, row, num_rows, column, num_columns, BITS, BLOCK_N)
+        weights = _weights(words, q_scale, units, group, row, column, num_columns, BITS, BLOCK_N)
         feature = tl.load(perm + block * 32 + tl.arange(0, 32))
         activations = tl.load(x + feature[None, :], token_inside, other=0.0)
         accumulator = tl.dot(activations, weights.to(activations.dtype), accumulator, input_precision="ieee")
     return accumulator
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens"])
 def _multiply(
     x,
     out,
@@ -71,7 +69,6 @@ def _multiply(
     perm,
     groups,
     spans,
-    num_rows,
     x_stride,
     num_tokens,
     in_features,
@@ -90,14 +87,14 @@ def _multiply(
         first, stop = tl.maximum(tl.load(spans + 3 * i), part_first), tl.minimum(tl.load(spans + 3 * i + 1), part_stop)
         accumulator = _accumulate(
             accumulator, x, words, q_scale, units, perm, groups, first, stop, tl.load(spans + 3 * i + 2),
-            token < num_tokens, num_rows, column, num_columns, WIDTHS[i], BLOCK_N,
+            token < num_tokens, column, num_columns, WIDTHS[i], BLOCK_N,
         )  # fmt: skip
     finish(accumulator, out, parts, counters, num_tokens, num_columns, part, num_parts, BLOCK_T, BLOCK_N)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit
 def _dequantize(
-    out, words, q_scale, units, perm, groups, spans, num_rows, num_columns, first_column, width,
+    out, words, q_scale, units, perm, groups, spans, num_columns, first_column, width,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
@@ -108,7 +105,7 @@ def _dequantize(
     for i in tl.static_range(6):
         if (block >= tl.load(spans + 3 * i)) & (block < tl.load(spans + 3 * i + 1)):
             row = tl.load(spans + 3 * i + 2) + block * WIDTHS[i]
-            weights = _weights(words, q_scale, units, group, row, num_rows, column, num_columns, WIDTHS[i], BLOCK_N)
+            weights = _weights(words, q_scale, units, group, row, column, num_columns, WIDTHS[i], BLOCK_N)
             tl.store(out + at, weights, (column < first_column + width)[None, :])
 
 
@@ -137,8 +134,7 @@ class Exl2Matrix:
         return sum(each.nbytes for each in self._tensors)
 
     def multiply(self, x: Tensor) -> Tensor:
-        arguments = (*self._tensors, self.words.shape[0])
-        return launch_product(_multiply, arguments, x, self.in_features, self.out_features)
+        return launch_product(_multiply, self._tensors, x, self.in_features, self.out_features)
 
     def dense(self, start: int, stop: int) -> Tensor:
         out = torch.empty(self.in_features, stop - start, dtype=self.dtype, device=self.words.device)
@@ -146,7 +142,6 @@ class Exl2Matrix:
         _dequantize[grid](
             out,
             *self._tensors,
-            self.words.shape[0],
             self.out_features,
             start,
             stop - start,

@@ -42,10 +42,12 @@ class PackedMatrix(Protocol):
 
 @triton.jit
 def plane(words, row, num_rows, column, num_columns, PLANE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """One plane of a block, from packed row `row` on: integers [32, BLOCK_N]."""
+    """One plane of a block, from packed row `row` on: integers [32, BLOCK_N]. num_rows: None if the block is whole."""
     word = row + tl.arange(0, PLANE)[:, None, None]
     column = column[None, None, :]
-    inside = (word < num_rows) & (column < num_columns)
+    inside = column < num_columns
+    if num_rows is not None:
+        inside &= word < num_rows
     packed = tl.load(words + word.to(tl.int64) * num_columns + column, inside, other=0)
     shifts = tl.arange(0, 32 // PLANE)[None, :, None] * PLANE
     return tl.reshape((packed >> shifts) & ((1 << PLANE) - 1), (BLOCK_ROWS, BLOCK_N))
