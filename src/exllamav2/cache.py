@@ -45,7 +45,7 @@ class ExLlamaV2Cache:
     def allocate(self) -> None:
         """Take the memory. Raises RequestError before the model is loaded, OutOfMemory where there is not enough."""
         model = self.model.inner
-        self._pool = KVPool(model.spec, self.num_tokens, model.dtype, model.block_devices)
+        self._pool = KVPool(model.spec, self.num_tokens, model.dtype, model.block_devices, model.backend)
 
     @property
     def num_tokens(self) -> int:

@@ -1,102 +1,114 @@
 """Paged attention against a loop over single queries in float64."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from closeness import assert_close
-from polybit.kernels.registry import BACKENDS
 
-PAGE = 4
+
+@dataclass(frozen=True)
+class Case:
+    """Sequences of n new tokens after m old ones, and the heads that look at them."""
+
+    sequences: tuple[tuple[int, int], ...]
+    heads: tuple[int, int] = (4, 2)  # Hq, Hkv
+    dim: int = 16
+    page: int = 4
+    window: int | None = None
+    softcap: float | None = None
+
+
+CASES = {
+    "one token": Case(((1, 0),), dim=8),
+    "several sequences": Case(((1, 12), (3, 2), (9, 0)), dim=20),
+    "one key head": Case(((2, 9), (1, 3)), heads=(6, 1), dim=20),
+    "a head for each": Case(((1, 70), (2, 5)), heads=(3, 3)),
+    "window": Case(((1, 30), (9, 3)), window=5),
+    "window of one": Case(((4, 3),), window=1),
+    "softcap": Case(((1, 20), (5, 0)), softcap=2.0),
+    "both": Case(((2, 90), (40, 7)), heads=(8, 1), window=33, softcap=3.0),
+    "many keys": Case(((1, 700), (1, 3)), page=256),
+    "many keys, several queries": Case(((3, 420), (1, 129), (2, 0)), page=64),
+    "prompt": Case(((70, 0), (1, 60), (33, 40)), heads=(2, 1), page=64),
+    "head of 80": Case(((2, 11),), heads=(2, 1), dim=80),
+    "head of 192": Case(((1, 40),), heads=(2, 1), dim=192, page=64),
+    "head of 256": Case(((3, 17),), heads=(2, 1), dim=256),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_attention(backend, device, dtype, random, case) -> None:
+    """Pages in random order; what no token fills is NaN."""
+    _check(backend, device, dtype, random, case)
+
+
+@pytest.mark.parametrize("case", [CASES["several sequences"], CASES["prompt"]], ids=["several sequences", "prompt"])
+def test_attention_in_bfloat16(backend, device, random, case) -> None:
+    _check(backend, device, torch.bfloat16, random, case)
+
+
+@pytest.mark.parametrize("length", [511, 700])
+def test_long_prompts_in_runs(backend, device, random, length) -> None:
+    """More queries than are held at once, with a window that starts inside a run."""
+    _check(backend, device, torch.float32, random, Case(((length, 0),), heads=(2, 2), page=length, window=300))
+
+
+def _check(backend, device, dtype, random, case: Case) -> None:
+    lengths = [new + old for new, old in case.sequences]
+    num_heads, num_kv_heads = case.heads
+    keys = [torch.randn(n, num_kv_heads, case.dim, generator=random).to(dtype) for n in lengths]
+    values = [torch.randn(n, num_kv_heads, case.dim, generator=random).to(dtype) for n in lengths]
+    queries = [torch.randn(n, num_heads, case.dim, generator=random).to(dtype) for n, _ in case.sequences]
+    k_pages, v_pages, table = _page(keys, values, case.page, random)
+    scale = 1 / math.sqrt(case.dim)
+    actual = backend.attention(
+        torch.cat(queries).to(device),
+        k_pages.to(device),
+        v_pages.to(device),
+        table.to(device),
+        torch.tensor([0, *(n for n, _ in case.sequences)], device=device).cumsum(0, dtype=torch.int32),
+        torch.tensor(lengths, dtype=torch.int32, device=device),
+        max(n for n, _ in case.sequences),
+        scale,
+        case.window,
+        case.softcap,
+    )
+    expected = []
+    for q, k, v in zip(queries, keys, values, strict=True):
+        old = k.shape[0] - q.shape[0]
+        for i in range(q.shape[0]):
+            visible = slice(0 if case.window is None else max(0, old + i + 1 - case.window), old + i + 1)
+            expected.append(_one_query(q[i].double(), k[visible].double(), v[visible].double(), scale, case.softcap))
+    assert actual.dtype == dtype
+    assert_close(actual, torch.stack(expected), "attention")
 
 
 def _one_query(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
     """q [Hq, D]; k, v [n, Hkv, D], all of them visible."""
     group = q.shape[0] // k.shape[1]
-    out = torch.empty_like(q)
-    for head in range(q.shape[0]):
-        logits = k[:, head // group] @ q[head] * scale
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        weights = (logits - logits.max()).exp()
-        out[head] = (weights / weights.sum()) @ v[:, head // group]
-    return out
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    logits = torch.einsum("hd,nhd->hn", q, k) * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return torch.einsum("hn,nhd->hd", logits.softmax(-1), v)
 
 
-@given(
-    sequences=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 12)), min_size=1, max_size=3),
-    heads=st.sampled_from([(1, 1), (4, 2), (6, 1)]),
-    dim=st.sampled_from([8, 20]),
-    window=st.sampled_from([None, 1, 5]),
-    softcap=st.sampled_from([None, 2.0]),
-    name=st.sampled_from(sorted(BACKENDS)),
-)
-def test_attention(sequences, heads, dim, window, softcap, name) -> None:
-    """Sequences of n new tokens after m old ones; pages in random order, unused rows poisoned."""
-    num_heads, num_kv_heads = heads
-    random = torch.Generator().manual_seed(sum(n + 31 * m for n, m in sequences))
-    lengths = [n + m for n, m in sequences]
-    keys = [torch.randn(length, num_kv_heads, dim, generator=random) for length in lengths]
-    values = [torch.randn(length, num_kv_heads, dim, generator=random) for length in lengths]
-    queries = [torch.randn(n, num_heads, dim, generator=random) for n, _ in sequences]
-    k_pages, v_pages, table = _page(keys, values, random)
-    actual = BACKENDS[name].attention(
-        torch.cat(queries),
-        k_pages,
-        v_pages,
-        table,
-        torch.tensor([0, *[n for n, _ in sequences]]).cumsum(0),
-        torch.tensor(lengths),
-        1 / math.sqrt(dim),
-        window,
-        softcap,
-    )
-    expected = []
-    for q, k, v, (_, old) in zip(queries, keys, values, sequences, strict=True):
-        for i in range(q.shape[0]):
-            visible = slice(0 if window is None else max(0, old + i + 1 - window), old + i + 1)
-            expected.append(
-                _one_query(q[i].double(), k[visible].double(), v[visible].double(), 1 / math.sqrt(dim), softcap)
-            )
-    assert_close(actual, torch.stack(expected), "attention")
-
-
-def _page(keys: list[Tensor], values: list[Tensor], random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Scatter sequences over shuffled pages; what no token fills stays NaN."""
-    counts = [-(-k.shape[0] // PAGE) for k in keys]
+def _page(keys: list[Tensor], values: list[Tensor], page: int, random: torch.Generator) -> tuple[Tensor, ...]:
+    """Scatter sequences over shuffled pages; what no token fills stays NaN. -> k_pages, v_pages, page table"""
+    counts = [-(-k.shape[0] // page) for k in keys]
     order = torch.randperm(sum(counts), generator=random)
-    k_pages = torch.full((sum(counts), PAGE, *keys[0].shape[1:]), math.nan)
+    k_pages = torch.full((sum(counts), page, *keys[0].shape[1:]), math.nan, dtype=keys[0].dtype)
     v_pages = k_pages.clone()
-    table = torch.zeros(len(keys), max(counts), dtype=torch.int64)
+    table = torch.zeros(len(keys), max(counts), dtype=torch.int32)
     taken = 0
     for s, (k, v, count) in enumerate(zip(keys, values, counts, strict=True)):
         table[s, :count] = order[taken : taken + count]
         for row in range(k.shape[0]):
-            k_pages[table[s, row // PAGE], row % PAGE] = k[row]
-            v_pages[table[s, row // PAGE], row % PAGE] = v[row]
+            k_pages[table[s, row // page], row % page] = k[row]
+            v_pages[table[s, row // page], row % page] = v[row]
         taken += count
     return k_pages, v_pages, table
-
-
-@pytest.mark.parametrize("length", [511, 1100])
-def test_long_prompts_in_runs(backend, device, random, length) -> None:
-    """More queries than are held at once, with a window that starts inside a run."""
-    q, k, v = (torch.randn(length, 2, 16, generator=random).to(device) for _ in range(3))
-    out = backend.attention(
-        q,
-        k[None],
-        v[None],
-        torch.zeros(1, 1, dtype=torch.int64, device=device),
-        torch.tensor([0, length]),
-        torch.tensor([length]),
-        0.25,
-        300,
-        None,
-    )
-    for i in (0, 299, 300, length - 1):
-        seen = slice(max(0, i - 299), i + 1)
-        assert_close(out[i], _one_query(q[i].double(), k[seen].double(), v[seen].double(), 0.25, None), "attention")

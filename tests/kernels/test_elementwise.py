@@ -10,7 +10,7 @@ from closeness import assert_close
 from polybit.kernels import reference
 from polybit.spec import Activation
 
-ODD_SHAPES = [(1, 32), (3, 576), (7, 33)]
+ODD_SHAPES = [(1, 32), (3, 576), (7, 33), (2, 20011)]
 
 
 def test_rms_norm_by_hand(backend, device) -> None:
@@ -28,10 +28,20 @@ def test_rms_norm(backend, device, dtype, random, shape, offset) -> None:
     assert_close(backend.rms_norm(x, w, 1e-5, offset), expected)
 
 
-def test_rms_norm_takes_a_weight_per_head(backend, device, random) -> None:
+def test_norms_take_a_weight_per_head(backend, device, random) -> None:
     x, w = _randn((5, 3, 8), torch.float32, random, device), _randn((3, 8), torch.float32, random, device)
     by_head = torch.stack([backend.rms_norm(x[:, h], w[h], 1e-6, 0.0) for h in range(3)], 1)
     assert_close(backend.rms_norm(x, w, 1e-6, 0.0), by_head)
+    by_head = torch.stack([backend.layer_norm(x[:, h], w[h], None, 1e-6) for h in range(3)], 1)
+    assert_close(backend.layer_norm(x, w, None, 1e-6), by_head)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_wide_residual_takes_narrow_weights(backend, device, random, dtype) -> None:
+    x, w = _randn((3, 96), torch.float32, random, device), _randn((96,), dtype, random, device)
+    x64 = x.double()
+    expected = x64 / (x64.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w.double()
+    assert_close(backend.rms_norm(x, w, 1e-5, 0.0), expected)
 
 
 def test_rms_norm_keeps_fp16_range(backend, device) -> None:
@@ -78,20 +88,54 @@ def test_the_reference_rounds_a_gated_activation_once(device, random) -> None:
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("head_dim", "rotated"), [(8, 8), (64, 64), (80, 32)])
 def test_rope_is_a_complex_rotation(backend, device, dtype, random, interleaved, head_dim, rotated) -> None:
-    x = _randn((6, 3, head_dim), dtype, random, device)
-    angle = torch.rand(6, rotated // 2, generator=random, dtype=torch.float64).to(device) * 100
-    first, second = (
-        (slice(0, rotated, 2), slice(1, rotated, 2))
-        if interleaved
-        else (
-            slice(0, rotated // 2),
-            slice(rotated // 2, rotated),
-        )
-    )
-    turned = torch.complex(x[..., first].double(), x[..., second].double()) * torch.exp(1j * angle)[:, None]
-    expected = x.double()
-    expected[..., first], expected[..., second] = turned.real, turned.imag
-    assert_close(backend.rope(x, angle.cos().float(), angle.sin().float(), interleaved), expected)
+    heads = [_randn((6, num_heads, head_dim), dtype, random, device) for num_heads in (5, 2)]
+    angles = torch.rand(40, rotated // 2, generator=random, dtype=torch.float64).to(device) * 100
+    positions = torch.tensor([3, 0, 39, 3, 17, 8], device=device)
+    turned = backend.rope(*heads, positions, angles.cos().float(), angles.sin().float(), interleaved)
+    for x, actual in zip(heads, turned, strict=True):
+        assert actual.dtype == dtype
+        assert_close(actual, _turned(x.double(), angles[positions], interleaved))
+
+
+def test_columns_of_a_wider_matrix_are_turned_and_written(backend, device, random) -> None:
+    """Queries, keys and values need not be dense: products may have padding columns."""
+    wide = _randn((3, 160), torch.float32, random, device)
+    q, k = wide[:, :96].view(3, 6, 16), wide[:, 100:132].view(3, 2, 16)
+    angles = torch.rand(3, 8, generator=random, dtype=torch.float64).to(device)
+    positions = torch.arange(3, device=device)
+    turned = backend.rope(q, k, positions, angles.cos().float(), angles.sin().float(), False)
+    for x, actual in zip((q, k), turned, strict=True):
+        assert_close(actual, _turned(x.double(), angles, False))
+    pages = [torch.zeros(1, 3, 2, 16, device=device) for _ in range(2)]
+    backend.write_kv(k, q[:, :2], *pages, positions)
+    assert torch.equal(pages[0][0], k)
+    assert torch.equal(pages[1][0], q[:, :2])
+
+
+def _turned(x: Tensor, angle: Tensor, interleaved: bool) -> Tensor:
+    """x [T, H, D] by angle [T, dim/2]; all in float64."""
+    half = angle.shape[1]
+    if interleaved:
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    else:
+        first, second = slice(0, half), slice(half, 2 * half)
+    turned = torch.complex(x[..., first], x[..., second]) * torch.exp(1j * angle)[:, None]
+    out = x.clone()
+    out[..., first], out[..., second] = turned.real, turned.imag
+    return out
+
+
+@pytest.mark.parametrize("page_dtype", [torch.float32, torch.float16])
+def test_write_kv(backend, device, dtype, random, page_dtype) -> None:
+    """Rows land in their slots, in the pages' type; every other slot stays as it was."""
+    k, v = (_randn((4, 3, 20), dtype, random, device) for _ in range(2))
+    slots = torch.tensor([9, 2, 14, 0], device=device)
+    pages = [torch.full((5, 3, 3, 20), 7.0, dtype=page_dtype, device=device) for _ in range(2)]
+    backend.write_kv(k, v, *pages, slots)
+    for x, written in zip((k, v), pages, strict=True):
+        expected = torch.full((15, 3, 20), 7.0, dtype=page_dtype)
+        expected[slots.cpu()] = x.cpu().to(page_dtype)
+        assert torch.equal(written.cpu().flatten(0, 1), expected)
 
 
 def test_embedding(backend, device, random) -> None:

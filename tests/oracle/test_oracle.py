@@ -97,7 +97,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 def greedy(model: Model, prompt: Tensor) -> list[int]:
     """NEW_TOKENS tokens after `prompt`, each pass reading the keys and values of those before from a pool."""
-    pool = KVPool(model.spec, PAGE_TOKENS, model.dtype, model.device)
+    pool = KVPool(model.spec, PAGE_TOKENS, model.dtype, model.device, model.backend)
     found: list[int] = []
     part, stored = prompt, 0
     for _ in range(NEW_TOKENS):
@@ -105,9 +105,11 @@ def greedy(model: Model, prompt: Tensor) -> list[int]:
         step = Step(
             positions=positions,
             slots=positions,
-            page_table=torch.zeros(1, 1, dtype=torch.int64),
-            query_starts=torch.tensor([0, len(part)]),
-            lengths=torch.tensor([stored + len(part)]),
+            page_table=torch.zeros(1, 1, dtype=torch.int32),
+            query_starts=torch.tensor([0, len(part)], dtype=torch.int32),
+            lengths=torch.tensor([stored + len(part)], dtype=torch.int32),
+            max_queries=len(part),
+            max_length=stored + len(part),
         )
         logits = model.forward(part, step, pool, logits_at=torch.tensor([len(part) - 1]))
         stored += len(part)

@@ -41,7 +41,7 @@ def test_tables_equal_transformers(kind: str, max_seq_len: int) -> None:
     rope = spec.blocks[0].attn.rope
     assert rope is not None
     positions = torch.arange(max_seq_len)
-    cos, sin = RopeTable(rope, max_seq_len, torch.device("cpu")).at(positions, max_seq_len)
+    cos, sin = (rows[:max_seq_len] for rows in RopeTable(rope, max_seq_len, torch.device("cpu")).up_to(max_seq_len))
     frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=max_seq_len)
     angles = positions[:, None] * frequencies
     torch.testing.assert_close(cos, angles.cos() * factor, rtol=0, atol=2e-3)

@@ -8,6 +8,7 @@ from torch import Tensor
 from polybit import spec
 from polybit.cache.pages import PAGE_TOKENS, FreePages, pages_for
 from polybit.errors import OutOfMemory
+from polybit.kernels.protocol import Backend
 from polybit.modules.step import Step
 
 
@@ -15,7 +16,12 @@ class KVPool:
     """A `KVStore` over pages of PAGE_TOKENS tokens; `free` says who may write where."""
 
     def __init__(
-        self, model: spec.Model, num_tokens: int, dtype: torch.dtype, device: torch.device | Sequence[torch.device]
+        self,
+        model: spec.Model,
+        num_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device | Sequence[torch.device],
+        backend: Backend,
     ) -> None:
         """Room for at least `num_tokens`, on one device or on that of each block. Raises OutOfMemory."""
         pages = pages_for(num_tokens)
@@ -33,6 +39,7 @@ class KVPool:
                 f"({str(error).splitlines()[0]}); load with a smaller cache_tokens"
             ) from None
         self.free = FreePages(pages)
+        self._backend = backend
 
     @property
     def num_tokens(self) -> int:
@@ -52,9 +59,7 @@ class KVPool:
         return held
 
     def write(self, layer: int, k: Tensor, v: Tensor, step: Step) -> None:
-        keys, values = self.pages(layer)
-        keys.flatten(0, 1)[step.slots] = k.to(keys.dtype)
-        values.flatten(0, 1)[step.slots] = v.to(values.dtype)
+        self._backend.write_kv(k, v, *self.pages(layer), step.slots)
 
     def pages(self, layer: int) -> tuple[Tensor, Tensor]:
         keys, values = self._layers[layer].unbind()

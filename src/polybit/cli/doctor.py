@@ -14,8 +14,9 @@ from rich.table import Table
 import polybit
 from polybit import env
 from polybit.cli.console import results
+from polybit.errors import KernelError
 from polybit.kernels.protocol import Backend
-from polybit.kernels.registry import BACKENDS, get_backend
+from polybit.kernels.registry import BACKENDS, get_backend, load_backend
 from polybit.model.device import choose_device, describe
 from polybit.model.machine import free_bytes
 
@@ -41,10 +42,11 @@ def doctor(
     ] = None,
 ) -> None:
     """Check this machine: device, versions, which kernels serve which operation, and what could be added."""
-    results.print(machine_table(choose_device(device)))
+    chosen = choose_device(device)
+    results.print(machine_table(chosen))
     results.print()
-    for backend in BACKENDS.values():
-        results.print(backend_table(backend, is_default=backend is get_backend(None)))
+    for name in BACKENDS:
+        results.print(backend_report(name, chosen))
         results.print()
     for extra in EXTRAS:
         results.print(extra_line(extra))
@@ -59,6 +61,15 @@ def machine_table(device: torch.device) -> Table:
     table.add_row("free memory", f"{free_bytes(device) / 1e9:.1f} GB")
     table.add_row("cache folder", str(env.cache_dir()))
     return table
+
+
+def backend_report(name: str, device: torch.device) -> Table | str:
+    """What the backend computes itself, or why it cannot be had."""
+    try:
+        backend = load_backend(name)
+    except KernelError as error:
+        return str(error)
+    return backend_table(backend, is_default=backend is get_backend(None, device))
 
 
 def backend_table(backend: Backend, is_default: bool) -> Table:

@@ -39,7 +39,8 @@ LOADING: Mapping[str, Flag] = {
     "rope_alpha": Flag("Stretch positions the NTK way by this alpha"),
     "rope_yarn": Flag("Stretch positions the YaRN way by this factor"),
     "unpacked": Flag(
-        "Hold weights dequantized: faster, more memory", default="where half of the free memory holds them"
+        "Hold weights dequantized: more memory, faster with kernels that need it",
+        default="with such kernels, where half of the free memory holds them",
     ),
 }
 

@@ -36,7 +36,7 @@ def load(
     setup = plan_for(source, cache_tokens)
     tell(setup, source)
     model = build(source, setup, progress)
-    pool = KVPool(model.spec, setup.plan.cache_tokens, model.dtype, model.block_devices)
+    pool = KVPool(model.spec, setup.plan.cache_tokens, model.dtype, model.block_devices, model.backend)
     return Engine(model, tokenizer, pool, source.folder)
 
 

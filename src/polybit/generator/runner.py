@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ class Runner:
         self._take_pages(parts)
         tokens, step = lay_out(parts, self.model.device)
         ready = [i for i, part in enumerate(parts) if part.is_last]
-        logits_at = (step.query_starts[1:][ready] - 1).to(self.model.device)
+        stops = list(accumulate(part.count for part in parts))
+        logits_at = torch.tensor([stops[i] - 1 for i in ready], dtype=torch.int64, device=self.model.device)
         logits = self.model.forward(tokens, step, self.pool, logits_at)
         for part in parts:
             part.sequence.num_stored = part.stop
@@ -89,8 +91,10 @@ def lay_out(parts: list[Part], device: torch.device) -> tuple[Tensor, Step]:
     step = Step(
         positions=positions.to(device),
         slots=slots.to(device),
-        page_table=table.to(device),
-        query_starts=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
-        lengths=torch.tensor([part.stop for part in parts]),
+        page_table=table.to(device, torch.int32),
+        query_starts=torch.tensor([0, *accumulate(part.count for part in parts)], dtype=torch.int32, device=device),
+        lengths=torch.tensor([part.stop for part in parts], dtype=torch.int32, device=device),
+        max_queries=max(part.count for part in parts),
+        max_length=max(part.stop for part in parts),
     )
     return torch.tensor(tokens, device=device), step

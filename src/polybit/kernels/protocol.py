@@ -38,6 +38,8 @@ class Backend(Protocol):
 
     NAME: str
     NATIVE_OPS: frozenset[str]  # ops of this backend's own; the others are the reference's
+    DEVICES: frozenset[str]  # types of torch devices that it serves
+    READS_PACKED: bool  # products of few rows read the packed words: holding them dequantized would slow them down
 
     def prepare_dense(self, weight: Tensor, device: device, dtype: dtype) -> Matrix:
         """weight [N, K] as checkpoints store it."""
@@ -69,8 +71,19 @@ class Backend(Protocol):
     def gated_activate(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
         """act(gate) * up, [T, F]"""
 
-    def rope(self, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        """x [T, H, D], cos and sin [T, dim/2] in fp32; rotates the first `dim` features of each head."""
+    def rope(
+        self, q: Tensor, k: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: bool
+    ) -> tuple[Tensor, Tensor]:
+        """q [T, Hq, D] and k [T, Hkv, D] with the first `dim` features of each head rotated.
+
+        positions [T] are rows of cos and sin [L, dim/2], which are fp32.
+        """
+
+    def write_kv(self, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
+        """Store k and v [T, Hkv, D] at slots [T] of pages [pages, P, Hkv, D], in the pages' dtype.
+
+        A slot is page * P + offset.
+        """
 
     def attention(
         self,
@@ -80,13 +93,14 @@ class Backend(Protocol):
         page_table: Tensor,
         query_starts: Tensor,
         lengths: Tensor,
+        max_queries: int,
         scale: float,
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
         """Causal attention of the last tokens of S sequences over their pages.
 
-        q [T, Hq, D]; k_pages, v_pages [pages, P, Hkv, D]; page_table [S, M] int64; query_starts [S + 1] and lengths [S]
-        int64 on the CPU: sequence s owns queries query_starts[s]:query_starts[s+1], the last of its lengths[s] tokens.
-        -> [T, Hq, D]
+        q [T, Hq, D]; k_pages, v_pages [pages, P, Hkv, D]; page_table [S, M], query_starts [S + 1], lengths [S] int32:
+        sequence s owns queries query_starts[s]:query_starts[s+1], at most max_queries, the last of its lengths[s]
+        tokens. -> [T, Hq, D]
         """

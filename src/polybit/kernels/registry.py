@@ -1,19 +1,69 @@
 """Which backends exist, and which one serves a device."""
 
-from collections.abc import Mapping
+import logging
+import sys
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+
+import torch
 
 from polybit.errors import KernelError
 from polybit.kernels import reference
 from polybit.kernels.protocol import Backend
 
-BACKENDS: Mapping[str, Backend] = MappingProxyType({reference.NAME: reference})
+log = logging.getLogger(__name__)
 
 
-def get_backend(name: str | None) -> Backend:
-    """The backend of that name; None takes the default, `reference`, which serves every torch device."""
-    if name is None:
-        return reference
-    if name not in BACKENDS:
+def _reference() -> Backend:
+    return reference
+
+
+def _triton() -> Backend:
+    from polybit.kernels import triton
+
+    return triton
+
+
+LOADERS: Mapping[str, Callable[[], Backend]] = MappingProxyType({"reference": _reference, "triton": _triton})
+BACKENDS = tuple(LOADERS)
+GPU_PREFERENCE = ("triton",)
+
+
+def load_backend(name: str) -> Backend:
+    """The backend of that name. Raises KernelError where it does not exist or lacks its compiler."""
+    if name not in LOADERS:
         raise KernelError(f"backend {name!r} does not exist; choose one of: {', '.join(BACKENDS)}")
-    return BACKENDS[name]
+    try:
+        return LOADERS[name]()
+    except ImportError as error:
+        raise KernelError(
+            f"backend {name!r} cannot be loaded ({error}); CUDA builds of torch for Linux bring {name}, "
+            f"else: {sys.executable} -m pip install {name}"
+        ) from error
+
+
+def get_backend(name: str | None, device: torch.device) -> Backend:
+    """The backend of that name, else the fastest for the device: `reference` on all but GPUs.
+
+    Raises KernelError where the named one cannot be loaded or does not serve the device.
+    """
+    if name is None:
+        return _default(device)
+    backend = load_backend(name)
+    if device.type not in backend.DEVICES:
+        raise KernelError(
+            f"backend {name!r} runs on {', '.join(sorted(backend.DEVICES))}, but the device is {device}; "
+            "leave the backend out to take the best for it"
+        )
+    return backend
+
+
+def _default(device: torch.device) -> Backend:
+    if device.type != "cuda":
+        return reference
+    for name in GPU_PREFERENCE:
+        try:
+            return load_backend(name)
+        except KernelError as error:
+            log.warning("%s", error)
+    return reference

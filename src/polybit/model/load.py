@@ -24,7 +24,7 @@ from polybit.model.source import ModelSource, head_is_tied
 from polybit.model.weights import FolderWeights
 from polybit.modules.block import build_block
 from polybit.modules.norm import build_norm
-from polybit.modules.rope import rope_tables
+from polybit.modules.rope import RopeTables
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class _Builder:
             source.checkpoint, setup.backend, setup.plan.device, setup.dtype, setup.unpacked, zero_offset
         )
         self._progress, self._done = progress, 0
-        self._ropes = cache(lambda device: rope_tables(self._spec.max_seq_len, device))
+        self._ropes = cache(lambda device: RopeTables(self._spec.max_seq_len, device))
         self._parts = _checkpoints(source, setup.plan)
 
     def build(self) -> Model:
@@ -101,7 +101,7 @@ class _Builder:
         with current(device):
             layers = [self._layer(device, i) for i in blocks if i not in self._plan.offloaded]
             layers += self._ferried_layers(device, away) if away else []
-        return Stage(device, tuple(layers))
+        return Stage(device, self._ropes(device), tuple(layers))
 
     def _layer(self, device: torch.device, index: int) -> LayerFn:
         layer = build_block(self._spec.blocks[index], index, self._at(device), self._backend, self._ropes(device))

@@ -10,6 +10,7 @@ from polybit import spec
 from polybit.kernels.protocol import Backend
 from polybit.model.device import current
 from polybit.modules.norm import NormFn
+from polybit.modules.rope import RopeTables
 from polybit.modules.step import KVStore, Step
 from polybit.modules.weights import LinearFn
 
@@ -21,6 +22,7 @@ class Stage:
     """Consecutive blocks on one device."""
 
     device: torch.device
+    ropes: RopeTables
     layers: tuple[LayerFn, ...]
 
     def __call__(self, x: Tensor, step: Step, store: KVStore) -> Tensor:

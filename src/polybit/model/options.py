@@ -24,7 +24,8 @@ class LoadOptions:
     rope_scale: float | None = None  # replaces the model's rope scaling: positions divided by this
     rope_alpha: float | None = None  # NTK alpha: stretches the rope base
     rope_yarn: float | None = None  # replaces the model's rope scaling: YaRN by this factor
-    # Hold quantized weights dequantized: faster, more memory. None: where they take at most half of the free memory.
+    # Hold quantized weights dequantized, which takes more memory, and less time with kernels that do not read packed
+    # ones. None: with such kernels, where the weights take at most half of the free memory.
     unpacked: bool | None = None
 
     def __post_init__(self) -> None:

@@ -35,7 +35,8 @@ def set_up(source: ModelSource, cache_tokens: int, machine: Machine | None = Non
     """
     options = source.options
     machine = machine or this_machine(options)
-    dtype, backend = choose_dtype(options.dtype, machine.budgets[0].device), get_backend(options.backend)
+    device = machine.budgets[0].device
+    dtype, backend = choose_dtype(options.dtype, device), get_backend(options.backend, device)
     unpacked = _holds_unpacked(source, dtype, backend, machine) if options.unpacked is None else options.unpacked
     sizes = footprint_of(source, dtype, unpacked, holds_scores=backend is reference)
     plan = plan_memory(sizes, machine, cache_tokens, options.offload, fewest, str(source.folder))
@@ -62,8 +63,8 @@ def tell(setup: Setup, source: ModelSource) -> None:
 
 
 def _holds_unpacked(source: ModelSource, dtype: torch.dtype, backend: Backend, machine: Machine) -> bool:
-    """The reference dequantizes packed matrices at each use; other backends read them as they are."""
-    if backend is not reference or not is_quantized(source):
+    """Where packed matrices would be dequantized at each use, and there is room for them."""
+    if backend.READS_PACKED or not is_quantized(source):
         return False
     weights = footprint_of(source, dtype, unpacked=True, holds_scores=False).weights
     return weights <= UNPACK_SHARE * machine.budgets[0].free

@@ -1,6 +1,5 @@
 """Attention of one block: projections, head norms, rope, the store, the backend's attention op."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,11 +7,9 @@ from torch import Tensor
 from polybit import spec
 from polybit.kernels.protocol import Backend
 from polybit.modules.norm import NormFn, build_head_norm
-from polybit.modules.rope import RopeTable
+from polybit.modules.rope import RopeTable, RopeTables
 from polybit.modules.step import KVStore, Step
 from polybit.modules.weights import LinearFn, Weights
-
-RopeTables = Callable[[spec.Rope], RopeTable]
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,7 @@ class Attention:
             step.page_table,
             step.query_starts,
             step.lengths,
+            step.max_queries,
             node.scale,
             node.window,
             node.softcap,
@@ -62,8 +60,8 @@ class Attention:
         rope, table = self.node.rope, self.rope_table
         if rope is None or table is None:
             return q, k
-        cos, sin = table.at(step.positions, int(step.lengths.max()))
-        return self.backend.rope(q, cos, sin, rope.interleaved), self.backend.rope(k, cos, sin, rope.interleaved)
+        cos, sin = table.up_to(step.max_length)
+        return self.backend.rope(q, k, step.positions, cos, sin, rope.interleaved)
 
     def _clip(self, projected: Tensor) -> Tensor:
         limit = self.node.clip_qkv
@@ -82,6 +80,6 @@ def build_attention(
         o=weights.linear(node.o),
         q_norm=build_head_norm(node.q_norm, node.head_dim, weights, backend),
         k_norm=build_head_norm(node.k_norm, node.head_dim, weights, backend),
-        rope_table=None if node.rope is None else ropes(node.rope),
+        rope_table=None if node.rope is None else ropes.of(node.rope),
         backend=backend,
     )

@@ -8,9 +8,10 @@ from typing_extensions import assert_never
 
 from polybit import spec
 from polybit.kernels.protocol import Backend
-from polybit.modules.attention import Attention, RopeTables, build_attention
+from polybit.modules.attention import Attention, build_attention
 from polybit.modules.mlp import MlpFn, build_mlp
 from polybit.modules.norm import NormFn, build_norm
+from polybit.modules.rope import RopeTables
 from polybit.modules.step import KVStore, Step
 from polybit.modules.weights import Weights
 

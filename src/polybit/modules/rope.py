@@ -5,8 +5,6 @@ frequencies would already turn the fastest pairs visibly.
 """
 
 import math
-from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -28,29 +26,43 @@ FIRST_POSITIONS = 2048  # rows of a table in use; where more are needed, it doub
 class RopeTable:
     """cos and sin of one rope, as far as sequences have reached: contexts of a million tokens are seldom filled.
 
+    A longer table takes the place of a shorter one elsewhere in memory.
+
     Dynamic NTK and LongRoPE choose their frequencies by `max_seq_len`, once and for all sequences.
     """
 
     def __init__(self, rope: Rope, max_seq_len: int, device: torch.device) -> None:
         self._frequencies, self._factor = _frequencies(rope, max_seq_len)
         self._device = device
-        self._rows = self._up_to(0)
+        self._rows = self._computed(0)
 
-    def at(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, dim/2] in fp32, the scaling's attention factor included, of positions [T] below `length`."""
+    def up_to(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [L, dim/2] of L >= `length` positions, in fp32, the scaling's attention factor included."""
         if length > len(self._rows[0]):
-            self._rows = self._up_to(max(length, 2 * len(self._rows[0]), FIRST_POSITIONS))
-        cos, sin = self._rows
-        return cos[positions], sin[positions]
+            self._rows = self._computed(max(length, 2 * len(self._rows[0]), FIRST_POSITIONS))
+        return self._rows
 
-    def _up_to(self, length: int) -> tuple[Tensor, Tensor]:
+    def _computed(self, length: int) -> tuple[Tensor, Tensor]:
         angles = torch.arange(length, dtype=torch.float32)[:, None] * self._frequencies
         return (angles.cos() * self._factor).to(self._device), (angles.sin() * self._factor).to(self._device)
 
 
-def rope_tables(max_seq_len: int, device: torch.device) -> Callable[[Rope], RopeTable]:
+class RopeTables:
     """The tables of one model: blocks of equal rope share one."""
-    return cache(lambda rope: RopeTable(rope, max_seq_len, device))
+
+    def __init__(self, max_seq_len: int, device: torch.device) -> None:
+        self._max_seq_len, self._device = max_seq_len, device
+        self._tables: dict[Rope, RopeTable] = {}
+
+    def of(self, rope: Rope) -> RopeTable:
+        if rope not in self._tables:
+            self._tables[rope] = RopeTable(rope, self._max_seq_len, self._device)
+        return self._tables[rope]
+
+    def reserve(self, length: int) -> None:
+        """Grow every table to `length` positions: none moves any more while sequences are no longer than that."""
+        for table in self._tables.values():
+            table.up_to(length)
 
 
 def _frequencies(rope: Rope, max_seq_len: int) -> tuple[Tensor, float]:

@@ -1,6 +1,6 @@
 """One forward pass over a batch, as data, and what attention needs of a K/V store. Managing pages is not here."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -11,31 +11,34 @@ from torch import Tensor
 class Step:
     """The tokens of S sequences, one after another, and where their keys and values go.
 
-    query_starts and lengths live on the CPU: they steer loops and grids. The rest lives on the model's device.
+    Tensors live on the model's device and nothing in a forward pass reads them on the host, so that a pass can be
+    captured once and replayed with other contents. What shapes and grids depend on stands beside them as integers.
     """
 
     positions: Tensor  # [T] int64, of each token in its own sequence
     slots: Tensor  # [T] int64, page * P + offset: where each token's key and value are written
-    page_table: Tensor  # [S, M] int64, pages of each sequence in order; the rest of a row is 0
-    query_starts: Tensor  # [S + 1] int64, CPU
-    lengths: Tensor  # [S] int64, CPU: tokens of each sequence once this step is written
+    page_table: Tensor  # [S, M] int32, pages of each sequence in order; the rest of a row is 0
+    query_starts: Tensor  # [S + 1] int32: tokens query_starts[s]:query_starts[s+1] are sequence s's
+    lengths: Tensor  # [S] int32: tokens of each sequence once this step is written
+    max_queries: int  # no sequence has more tokens in this step
+    max_length: int  # no sequence is longer once this step is written
 
     @property
     def num_tokens(self) -> int:
         return self.positions.shape[0]
 
     def to(self, device: torch.device) -> "Step":
-        """The step for blocks on another device; what does not lie with `positions` stays where it is."""
-        home = self.positions.device
-        if home == device:
+        """The step for blocks on another device."""
+        if device == self.positions.device:
             return self
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in values.items()
-            if isinstance(value, Tensor) and value.device == home
-        }
-        return replace(self, **moved)
+        return replace(
+            self,
+            positions=self.positions.to(device, non_blocking=True),
+            slots=self.slots.to(device, non_blocking=True),
+            page_table=self.page_table.to(device, non_blocking=True),
+            query_starts=self.query_starts.to(device, non_blocking=True),
+            lengths=self.lengths.to(device, non_blocking=True),
+        )
 
 
 class KVStore(Protocol):
@@ -69,8 +72,10 @@ def whole_rows(rows: int, length: int, device: torch.device) -> tuple[Step, Scra
     step = Step(
         positions=torch.arange(length, device=device).repeat(rows),
         slots=torch.arange(rows * length, device=device),
-        page_table=torch.arange(rows, device=device)[:, None],
-        query_starts=torch.arange(rows + 1) * length,
-        lengths=torch.full((rows,), length),
+        page_table=torch.arange(rows, dtype=torch.int32, device=device)[:, None],
+        query_starts=torch.arange(rows + 1, dtype=torch.int32, device=device) * length,
+        lengths=torch.full((rows,), length, dtype=torch.int32, device=device),
+        max_queries=length,
+        max_length=length,
     )
     return step, Scratch(rows, length)

@@ -14,12 +14,12 @@ from torch import Tensor
 from polybit.errors import JobError
 from polybit.fields import replaced
 from polybit.format.files import replacing
-from polybit.kernels.registry import get_backend
+from polybit.kernels.registry import load_backend
 from polybit.kernels.rounding import choose_rounding
 from polybit.model.device import choose_device, describe
 from polybit.model.options import LoadOptions
 from polybit.model.source import ModelSource, open_model
-from polybit.modules.rope import rope_tables
+from polybit.modules.rope import RopeTables
 from polybit.quantizer.allocate import Choice, allocate
 from polybit.quantizer.begin import check_source, open_job, read_kept_calibration
 from polybit.quantizer.calibration import Calibration
@@ -160,9 +160,9 @@ class Conversion:
     @cached_property
     def bench(self) -> Workbench:
         device = choose_device(self.options.device)
-        ropes = rope_tables(self.source.spec.max_seq_len, device)
+        ropes = RopeTables(self.source.spec.max_seq_len, device)
         return Workbench(
-            self.source, ropes, get_backend(None), choose_rounding(device), device, METHODS[self.options.method]
+            self.source, ropes, load_backend("reference"), choose_rounding(device), device, METHODS[self.options.method]
         )
 
     @cached_property

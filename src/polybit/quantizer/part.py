@@ -12,8 +12,8 @@ from polybit import spec
 from polybit.errors import CalibrationError
 from polybit.kernels.protocol import Backend
 from polybit.model.source import ModelSource
-from polybit.modules.attention import RopeTables
 from polybit.modules.block import Layer, ParallelLayer, SequentialLayer, build_block
+from polybit.modules.rope import RopeTables
 from polybit.modules.step import KVStore, Step, whole_rows
 from polybit.quantizer.hessian import Factor, Hessian, factorize, shrink
 from polybit.quantizer.probe import Probe, ProbeWeights

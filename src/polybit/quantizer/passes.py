@@ -9,8 +9,8 @@ from torch import Tensor
 from polybit.kernels.protocol import Backend
 from polybit.kernels.rounding import Rounding
 from polybit.model.source import ModelSource
-from polybit.modules.attention import RopeTables
 from polybit.modules.norm import build_norm
+from polybit.modules.rope import RopeTables
 from polybit.quantizer.candidates import HEAD_SETS, Option
 from polybit.quantizer.gptq import Quantized, check_packing, quantize, round_to_nearest
 from polybit.quantizer.hessian import Hessian, factorize, shrink

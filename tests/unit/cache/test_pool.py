@@ -6,6 +6,7 @@ import torch
 from closeness import assert_close
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.errors import OutOfMemory
+from polybit.kernels import reference
 from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
@@ -21,19 +22,19 @@ def source(tmp_path):
 
 
 def test_size_is_rounded_up_to_pages_and_reported(source):
-    pool = KVPool(source.spec, PAGE_TOKENS + 1, torch.float16, CPU)
+    pool = KVPool(source.spec, PAGE_TOKENS + 1, torch.float16, CPU, reference)
     per_token = sum(2 * block.attn.num_kv_heads * block.attn.head_dim for block in source.spec.blocks) * 2
     assert pool.num_tokens == 2 * PAGE_TOKENS
     assert pool.num_bytes == 2 * PAGE_TOKENS * per_token
 
 
 def test_what_is_written_is_read(source):
-    pool = KVPool(source.spec, 2 * PAGE_TOKENS, torch.float32, CPU)
+    pool = KVPool(source.spec, 2 * PAGE_TOKENS, torch.float32, CPU, reference)
     shape = (3, source.spec.blocks[1].attn.num_kv_heads, source.spec.blocks[1].attn.head_dim)
     k, v = torch.randn(shape), torch.randn(shape)
     slots = torch.tensor([5, PAGE_TOKENS, 0])
-    empty = torch.zeros(0, dtype=torch.int64)
-    pool.write(1, k, v, Step(empty, slots, empty, empty, empty))
+    empty = torch.zeros(0, dtype=torch.int32)
+    pool.write(1, k, v, Step(empty, slots, empty, empty, empty, max_queries=3, max_length=3))
     keys, values = pool.pages(1)
     for i, (page, offset) in enumerate([(0, 5), (1, 0), (0, 0)]):
         assert torch.equal(keys[page, offset], k[i])
@@ -44,7 +45,7 @@ def test_chunks_through_scattered_pages_give_the_logits_of_one_pass(source):
     model, length = load(source), PAGE_TOKENS + 40
     tokens = torch.randint(0, 96, (length,), generator=torch.Generator().manual_seed(0))
     expected = model.forward(tokens, *whole_rows(1, length, CPU))
-    pool = KVPool(source.spec, 4 * PAGE_TOKENS, torch.float32, CPU)
+    pool = KVPool(source.spec, 4 * PAGE_TOKENS, torch.float32, CPU, reference)
     for layer in range(2):
         for pages in pool.pages(layer):
             pages.fill_(math.nan)  # what nobody wrote must not matter
@@ -53,11 +54,19 @@ def test_chunks_through_scattered_pages_give_the_logits_of_one_pass(source):
     for start, stop in [(0, 100), (100, 101), (101, length)]:
         positions = torch.arange(start, stop)
         slots = table[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
-        step = Step(positions, slots, table[None], torch.tensor([0, stop - start]), torch.tensor([stop]))
+        step = Step(
+            positions=positions,
+            slots=slots,
+            page_table=table[None].int(),
+            query_starts=torch.tensor([0, stop - start], dtype=torch.int32),
+            lengths=torch.tensor([stop], dtype=torch.int32),
+            max_queries=stop - start,
+            max_length=stop,
+        )
         found.append(model.forward(tokens[start:stop], step, pool))
     assert_close(torch.cat(found), expected, "model")
 
 
 def test_a_pool_that_does_not_fit_says_how_large_it_is(source):
     with pytest.raises(OutOfMemory, match=r"tokens needs .* GB on cpu .*; load with a smaller cache_tokens"):
-        KVPool(source.spec, 1 << 50, torch.float32, CPU)
+        KVPool(source.spec, 1 << 50, torch.float32, CPU, reference)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from polybit.cli import doctor as doctor_module
-from polybit.kernels import reference
+from polybit.kernels import reference, registry
+from polybit.kernels.protocol import Backend
 from unit.cli.program import Polybit
 
 
@@ -17,6 +18,19 @@ def test_it_names_versions_device_and_every_operation(polybit_cli: Polybit) -> N
     assert set(doctor_module.operations()) == reference.NATIVE_OPS
     for op in reference.NATIVE_OPS:
         assert op in result.out
+    assert "backend reference (default)" in result.out
+
+
+def test_a_backend_that_cannot_be_had_comes_with_the_reason(
+    polybit_cli: Polybit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> Backend:
+        raise ImportError("No module named 'triton'")
+
+    monkeypatch.setattr(registry, "LOADERS", {**registry.LOADERS, "triton": missing})
+    out = " ".join(polybit_cli("doctor", "--device", "cpu").out.split())
+    assert "backend 'triton' cannot be loaded (No module named 'triton')" in out
+    assert "-m pip install triton" in out
 
 
 def test_what_is_missing_comes_with_the_command_that_mends_it(

@@ -13,6 +13,7 @@ from polybit.errors import ConfigError, KernelError, OutOfMemory, RequestError
 from polybit.generator import Engine, SamplingParams, load
 from polybit.generator import engine as engine_module
 from polybit.generator.sequence import Sequence
+from polybit.kernels import reference
 from polybit.text import Tokenizer
 from random_model import write_random_model
 from unit.text.folders import byte_level, write
@@ -57,7 +58,7 @@ def scripted(engine, folder):
             max_seq_len=engine.model.max_seq_len,
             forward=forward,
         )
-        pool = KVPool(model.spec, cache_tokens, model.dtype, model.device)
+        pool = KVPool(model.spec, cache_tokens, model.dtype, model.device, reference)
         made = Engine(model, tokenizer, pool, folder)
         made.steps = steps
         return made

@@ -5,11 +5,14 @@ from polybit.kernels.reference.attention import attention
 from polybit.kernels.reference.embedding import embedding
 from polybit.kernels.reference.matrices import dequantize, matmul, prepare_dense, prepare_exl2, prepare_gptq
 from polybit.kernels.reference.norms import layer_norm, rms_norm
+from polybit.kernels.reference.pages import write_kv
 from polybit.kernels.reference.rope import rope
 
 __all__ = [
+    "DEVICES",
     "NAME",
     "NATIVE_OPS",
+    "READS_PACKED",
     "activate",
     "attention",
     "dequantize",
@@ -22,9 +25,23 @@ __all__ = [
     "prepare_gptq",
     "rms_norm",
     "rope",
+    "write_kv",
 ]
 
 NAME = "reference"
+DEVICES = frozenset({"cpu", "cuda", "mps"})
+READS_PACKED = False
 NATIVE_OPS = frozenset(
-    {"activate", "attention", "dequantize", "embedding", "gated_activate", "layer_norm", "matmul", "rms_norm", "rope"}
+    {
+        "activate",
+        "attention",
+        "dequantize",
+        "embedding",
+        "gated_activate",
+        "layer_norm",
+        "matmul",
+        "rms_norm",
+        "rope",
+        "write_kv",
+    }
 )

@@ -1,4 +1,4 @@
-"""Causal grouped-query attention over pages, one sequence and one run of queries at a time."""
+"""Causal grouped-query attention over pages, one sequence and one run of queries at a time; lengths are read here."""
 
 import math
 
@@ -15,6 +15,7 @@ def attention(
     page_table: Tensor,
     query_starts: Tensor,
     lengths: Tensor,
+    max_queries: int,
     scale: float,
     window: int | None,
     softcap: float | None,

@@ -46,9 +46,7 @@ class PackedMatrix:
     @cached_property
     def parts(self) -> list[Exl2Tensor | GptqTensor]:
         """The matrix in views of at most MAX_WORK_WEIGHTS weights."""
-        width = max(COLUMN_STEP, MAX_WORK_WEIGHTS // self.in_features // COLUMN_STEP * COLUMN_STEP)
-        starts = range(0, self.out_features, width)
-        return [self.tensor.columns(start, min(start + width, self.out_features)) for start in starts]
+        return [self.tensor.columns(*part) for part in column_parts(self.in_features, self.out_features)]
 
     @property
     def in_features(self) -> int:
@@ -61,6 +59,12 @@ class PackedMatrix:
     @property
     def num_bytes(self) -> int:
         return self.tensor.num_bytes
+
+
+def column_parts(in_features: int, out_features: int) -> list[tuple[int, int]]:
+    """Start and stop of the columns that are dequantized at once: at most MAX_WORK_WEIGHTS weights, or COLUMN_STEP."""
+    width = max(COLUMN_STEP, MAX_WORK_WEIGHTS // in_features // COLUMN_STEP * COLUMN_STEP)
+    return [(start, min(start + width, out_features)) for start in range(0, out_features, width)]
 
 
 def prepare_dense(weight: Tensor, device: torch.device, dtype: torch.dtype) -> Matrix:
@@ -90,7 +94,7 @@ def matmul(x: Tensor, matrix: Matrix) -> Tensor:
         case PackedMatrix(parts=parts):
             return torch.cat([x @ _dequantize(part, matrix) for part in parts], dim=-1)
         case _:
-            raise _foreign(matrix)
+            raise foreign_matrix(matrix)
 
 
 def dequantize(matrix: Matrix) -> Tensor:
@@ -100,7 +104,7 @@ def dequantize(matrix: Matrix) -> Tensor:
         case PackedMatrix(tensor=tensor):
             return _dequantize(tensor, matrix)
         case _:
-            raise _foreign(matrix)
+            raise foreign_matrix(matrix)
 
 
 def _dequantize(tensor: Exl2Tensor | GptqTensor, matrix: PackedMatrix) -> Tensor:
@@ -111,5 +115,6 @@ def _dequantize(tensor: Exl2Tensor | GptqTensor, matrix: PackedMatrix) -> Tensor
             return gptq.dequantize(tensor, matrix.prescale).to(matrix.dtype)
 
 
-def _foreign(matrix: Matrix) -> TypeError:
+def foreign_matrix(matrix: Matrix) -> TypeError:
+    """A programming error: matrices are opaque to all but the backend that prepared them."""
     return TypeError(f"{type(matrix).__name__} was prepared by another backend")

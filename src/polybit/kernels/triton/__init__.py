@@ -1,0 +1,50 @@
+"""Kernels in Triton for NVIDIA and AMD GPUs. Needs the package `triton`, which torch's GPU builds for Linux bring."""
+
+from triton import knobs
+
+from polybit.kernels.reference import prepare_dense
+from polybit.kernels.triton.activations import activate, gated_activate
+from polybit.kernels.triton.attention import attention
+from polybit.kernels.triton.embedding import embedding
+from polybit.kernels.triton.matrices import dequantize, matmul, prepare_exl2, prepare_gptq
+from polybit.kernels.triton.norms import layer_norm, rms_norm
+from polybit.kernels.triton.pages import write_kv
+from polybit.kernels.triton.rope import rope
+
+__all__ = [
+    "DEVICES",
+    "NAME",
+    "NATIVE_OPS",
+    "READS_PACKED",
+    "activate",
+    "attention",
+    "dequantize",
+    "embedding",
+    "gated_activate",
+    "layer_norm",
+    "matmul",
+    "prepare_dense",
+    "prepare_exl2",
+    "prepare_gptq",
+    "rms_norm",
+    "rope",
+    "write_kv",
+]
+
+NAME = "triton"
+DEVICES = frozenset({"cuda", "cpu"} if knobs.runtime.interpret else {"cuda"})
+READS_PACKED = True
+NATIVE_OPS = frozenset(
+    {
+        "activate",
+        "attention",
+        "dequantize",
+        "embedding",
+        "gated_activate",
+        "layer_norm",
+        "matmul",
+        "rms_norm",
+        "rope",
+        "write_kv",
+    }
+)

@@ -1,0 +1,110 @@
+"""What the kernels of packed matrices share: their words, their activations, and the sum over parts of a product.
+
+Rows come in blocks of 32, whose packed words are whole. A plane of b bits (1, 2, 4 or 8) holds a block in b words a
+column: word w has rows w * 32/b and following, lowest bits first. A product is cut into tiles of columns and, where
+those are few, into parts of the rows; the last program of a tile adds up the parts in order.
+"""
+
+from typing import Any, Protocol
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from polybit.kernels.triton.reduction import arrives_last, counters, num_processors
+
+MAX_ROWS = 64  # activation rows of one launch
+COLUMNS = 128  # a program's share of a product
+DENSE_COLUMNS = 256  # a program's share of a dequantized matrix
+MIN_PART_BLOCKS = 4
+BLOCK_ROWS = tl.constexpr(32)
+
+
+class PackedMatrix(Protocol):
+    """A matrix held in packed words."""
+
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x [T, K] of at most MAX_ROWS rows -> [T, N]"""
+
+    def dense(self, start: int, stop: int) -> Tensor:
+        """Columns [start, stop) dequantized: [K, stop - start]."""
+
+
+@triton.jit
+def plane(words, row, num_rows, column, num_columns, PLANE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """One plane of a block, from packed row `row` on: integers [32, BLOCK_N]. num_rows: None if the block is whole."""
+    word = row + tl.arange(0, PLANE)[:, None, None]
+    column = column[None, None, :]
+    inside = column < num_columns
+    if num_rows is not None:
+        inside &= word < num_rows
+    packed = tl.load(words + word.to(tl.int64) * num_columns + column, inside, other=0)
+    shifts = tl.arange(0, 32 // PLANE)[None, :, None] * PLANE
+    return tl.reshape((packed >> shifts) & ((1 << PLANE) - 1), (BLOCK_ROWS, BLOCK_N))
+
+
+@triton.jit
+def above_1024(q):
+    """1024 + q of integers q in [0, 1024), in fp16: q are the low bits of that number, so nothing is converted."""
+    return (q | 0x6400).to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def finish(
+    accumulator, out, parts, counters, num_tokens, num_columns, part, num_parts, BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Store a part's sums, or the whole product where this is the last part."""
+    token = tl.arange(0, BLOCK_T)[:, None]
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    inside = (token < num_tokens) & (column < num_columns)
+    at = token * num_columns + column
+    is_last = True
+    if num_parts > 1:
+        tl.store(parts + part * num_tokens * num_columns + at, accumulator, inside, cache_modifier=".cg")
+        is_last = arrives_last(counters + tl.program_id(0), num_parts)
+        if is_last:
+            accumulator = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+            for each in range(num_parts):
+                source = parts + each * num_tokens * num_columns + at
+                accumulator += tl.load(source, inside, other=0.0, cache_modifier=".cg")
+    if is_last:
+        tl.store(out + at, accumulator, inside)
+
+
+def launch_product(
+    kernel: Any, arguments: tuple[Any, ...], x: Tensor, in_features: int, out_features: int, **constants: int
+) -> Tensor:
+    """Run a product's kernel over tiles of columns and parts of rows: [T, N] in x's dtype."""
+    num_tokens, device = x.shape[0], x.device
+    num_tiles, num_blocks = triton.cdiv(out_features, COLUMNS), triton.cdiv(in_features, BLOCK_ROWS.value)
+    num_parts = max(1, min(num_blocks // MIN_PART_BLOCKS, 3 * num_processors(device) // num_tiles))
+    out = torch.empty(num_tokens, out_features, dtype=x.dtype, device=device)
+    held = num_parts * num_tokens * out_features if num_parts > 1 else 0
+    kernel[num_tiles, num_parts](
+        x,
+        out,
+        torch.empty(held, dtype=torch.float32, device=device),
+        counters(device),
+        *arguments,
+        x.stride(0),
+        num_tokens,
+        in_features,
+        out_features,
+        BLOCK_T=16 if num_tokens <= 16 else MAX_ROWS,
+        BLOCK_N=COLUMNS,
+        num_warps=4,
+        num_stages=4,
+        **constants,
+    )
+    return out

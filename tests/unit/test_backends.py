@@ -1,0 +1,51 @@
+"""Which backend serves a device, and what a machine without one's compiler is told."""
+
+import sys
+
+import pytest
+import torch
+
+from polybit.errors import KernelError
+from polybit.kernels import reference
+from polybit.kernels.registry import get_backend, load_backend
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in [name for name in sys.modules if name.startswith("polybit.kernels.triton")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("polybit.kernels.triton", raising=False)
+
+
+def test_a_cpu_is_served_by_the_reference() -> None:
+    assert get_backend(None, CPU) is reference
+
+
+def test_a_gpu_is_served_by_triton() -> None:
+    pytest.importorskip("triton")
+    assert get_backend(None, CUDA).NAME == "triton"
+
+
+@pytest.mark.usefixtures("without_triton")
+def test_without_triton_a_gpu_is_served_by_the_reference_and_the_log_says_so(caplog) -> None:
+    assert get_backend(None, CUDA) is reference
+    assert "pip install triton" in caplog.text
+
+
+@pytest.mark.usefixtures("without_triton")
+def test_asking_for_what_is_missing_names_the_command_that_mends_it() -> None:
+    with pytest.raises(KernelError, match=r"^backend 'triton' cannot be loaded .*-m pip install triton$"):
+        load_backend("triton")
+
+
+def test_a_backend_refuses_a_device_that_it_does_not_serve() -> None:
+    with pytest.raises(KernelError, match=r"'triton' runs on .*, but the device is mps"):
+        get_backend("triton", torch.device("mps"))
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(KernelError, match="'fast' does not exist; choose one of: reference, triton"):
+        get_backend("fast", CPU)
