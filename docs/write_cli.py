@@ -6,7 +6,6 @@ python docs/write_cli.py --check  exit 1 if it is not current
 
 import sys
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,8 @@ def section(title: str, command: Any) -> Iterator[str]:
     yield f"{clean(command.help)}\n"
     if arguments:
         yield table("argument", [(argument.metavar or argument.name, "", argument.help) for argument in arguments])
-    for panel, members in groupby(options, key=lambda option: option.rich_help_panel):
+    for panel in dict.fromkeys(option.rich_help_panel for option in options):
+        members = [option for option in options if option.rich_help_panel == panel]
         rows = [(spelling(option), default(option), option.help) for option in members if option.name != "help"]
         if rows:
             yield table(panel or "option", rows)
