@@ -1,0 +1,97 @@
+"""CUDA C++ files of this folder to kernels: by NVRTC at first use, then from a cache by source, options and card.
+
+Needs the extra `polybit[cuda]` (cuda-core, which brings NVRTC as a wheel) and a driver; no toolkit, no compiler.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polybit import env
+from polybit.errors import KernelError
+from polybit.format.files import replacing
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path(__file__).parent
+OLDEST = (7, 5)
+INSTALL = "pip install 'polybit[cuda]'"
+
+
+@dataclass(frozen=True)
+class Build:
+    """One compilation: a source file and its macros."""
+
+    file: str
+    macros: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def of(cls, file: str, macros: Mapping[str, int]) -> "Build":
+        return cls(file, tuple(sorted(macros.items())))
+
+
+@cache
+def kernel(build: Build, name: str, device: int) -> Any:
+    """The kernel `name` (a cuda.core Kernel) for that CUDA device. KernelError says what is missing."""
+    core = import_core()
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        found = f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}"
+        raise KernelError(f"{found}, but the CUDA kernels need {OLDEST[0]}.{OLDEST[1]}; use backend='reference'")
+    core.Device(device).set_current()
+    return core.ObjectCode.from_cubin(_cubin(build, f"sm_{capability[0]}{capability[1]}")).get_kernel(name)
+
+
+def import_core() -> Any:
+    try:
+        import cuda.core  # an extra: absent on machines without an NVIDIA card
+    except ImportError as error:
+        raise KernelError(f"the CUDA kernels need cuda-core, which is not installed ({error}); {INSTALL}") from None
+    return cuda.core
+
+
+def _cubin(build: Build, architecture: str) -> bytes:
+    path = env.cache_dir() / "cuda" / f"{_fingerprint(build, architecture)}.cubin"
+    if path.exists():
+        return path.read_bytes()
+    started = time.perf_counter()
+    code = compile_cubin(build, architecture)
+    log.info("compiled %s for %s in %.1f s", build.file, architecture, time.perf_counter() - started)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(code)
+    except OSError as error:
+        log.warning("%s cannot be written (%s): kernels will be compiled again next time", path, error)
+    return code
+
+
+def _fingerprint(build: Build, architecture: str) -> str:
+    core = import_core()
+    digest = hashlib.sha256(f"{architecture} {build.macros} {core.__version__}".encode())
+    for path in (FOLDER / build.file, *sorted(FOLDER.glob("*.cuh"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def compile_cubin(build: Build, architecture: str) -> bytes:
+    """Machine code for e.g. `sm_90`; works without a card."""
+    core = import_core()
+    options = core.ProgramOptions(
+        std="c++17", arch=architecture, include_path=str(FOLDER), define_macro=[(name, str(value)) for name, value in build.macros] or None,
+    )
+    try:
+        program = core.Program((FOLDER / build.file).read_text(encoding="utf-8"), "c++", options)
+        return bytes(program.compile("cubin").code)
+    except RuntimeError as error:
+        raise KernelError(
+            f"{build.file} does not compile for {architecture} ({str(error).splitlines()[0]}); {INSTALL} --upgrade, "
+            "or use backend='triton'"
+        ) from error
