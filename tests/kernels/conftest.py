@@ -18,6 +18,8 @@ from kernels.interpreter import mended
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import BACKENDS, load_backend
 
+PACKAGES = {"triton": "triton", "cuda": "cuda.core"}
+
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
@@ -27,7 +29,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Backend]:
     if request.param != "reference":
-        pytest.importorskip(request.param)
+        pytest.importorskip(PACKAGES[request.param])
     found = load_backend(request.param)
     if device.type not in found.DEVICES:
         pytest.skip(f"{found.NAME} is compiled here, for the GPU alone")

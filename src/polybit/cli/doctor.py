@@ -85,7 +85,7 @@ def backend_table(backend: Backend, is_default: bool) -> Table:
 def operations() -> list[str]:
     """Names of everything that a backend computes, as the Protocol lists them."""
     functions = inspect.getmembers(Backend, inspect.isfunction)
-    return [name for name, _ in functions if not name.startswith(("_", "prepare_"))]
+    return [name for name, _ in functions if name != "join" and not name.startswith(("_", "prepare_"))]
 
 
 def extra_line(extra: Extra) -> str:

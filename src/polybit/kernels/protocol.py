@@ -5,6 +5,7 @@ matrix, V vocabulary, P tokens a page, M pages a sequence. Ops compute in fp32 i
 input's dtype unless they say otherwise.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, device, dtype
@@ -50,8 +51,11 @@ class Backend(Protocol):
     def prepare_gptq(self, tensor: GptqTensor, prescale: float, device: device, dtype: dtype, unpacked: bool) -> Matrix:
         """As prepare_exl2, for a GPTQ matrix."""
 
-    def matmul(self, x: Tensor, matrix: Matrix) -> Tensor:
-        """x [T, K] -> [T, N] in x's dtype."""
+    def join(self, matrices: Sequence[Matrix]) -> Matrix | None:
+        """One matrix for several of one input, whose outputs follow one another; None where nothing is gained by it."""
+
+    def matmul(self, x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
+        """x [T, K] -> [T, N] in x's dtype; with a residual [T, N], their sum in the residual's."""
 
     def dequantize(self, matrix: Matrix) -> Tensor:
         """[K, N] in the dtype that the matrix was prepared for."""

@@ -24,9 +24,23 @@ def _triton() -> Backend:
     return triton
 
 
-LOADERS: Mapping[str, Callable[[], Backend]] = MappingProxyType({"reference": _reference, "triton": _triton})
+def _cuda() -> Backend:
+    from polybit.kernels import cuda
+
+    return cuda
+
+
+LOADERS: Mapping[str, Callable[[], Backend]] = MappingProxyType(
+    {"reference": _reference, "triton": _triton, "cuda": _cuda}
+)
 BACKENDS = tuple(LOADERS)
-GPU_PREFERENCE = ("triton",)
+GPU_PREFERENCE = ("cuda", "triton")
+HOW_TO_GET = MappingProxyType(
+    {
+        "triton": f"CUDA builds of torch for Linux bring triton, else: {sys.executable} -m pip install triton",
+        "cuda": f"{sys.executable} -m pip install 'polybit[cuda]'",
+    }
+)
 
 
 def load_backend(name: str) -> Backend:
@@ -36,10 +50,8 @@ def load_backend(name: str) -> Backend:
     try:
         return LOADERS[name]()
     except ImportError as error:
-        raise KernelError(
-            f"backend {name!r} cannot be loaded ({error}); CUDA builds of torch for Linux bring {name}, "
-            f"else: {sys.executable} -m pip install {name}"
-        ) from error
+        missing = error.name if error.name in HOW_TO_GET else name
+        raise KernelError(f"backend {name!r} cannot be loaded ({error}); {HOW_TO_GET[missing or name]}") from error
 
 
 def get_backend(name: str | None, device: torch.device) -> Backend:

@@ -19,6 +19,7 @@ from polybit.model.plan import OFFLOAD_SLOTS
 from polybit.model.weights import FolderWeights, Linear
 from polybit.modules.block import Layer
 from polybit.modules.step import KVStore, Step
+from polybit.modules.weights import JointFn, one_by_one
 
 ALIGNMENT = 256  # bytes; where tensors start in a place
 
@@ -173,6 +174,9 @@ class FerriedWeights:
 
     def linear(self, node: spec.Linear) -> Linear:
         return self.linears[node.key]
+
+    def joint(self, nodes: Sequence[spec.Linear]) -> JointFn:
+        return one_by_one([self.linear(node) for node in nodes])
 
     def vector(self, name: str) -> Tensor:
         return self.folder.vector(name)

@@ -1,5 +1,6 @@
 """A folder's tensors as the parts of a model see them: matrices prepared for a backend, vectors on a device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from polybit.format import exl2, gptq
 from polybit.format.checkpoint import Checkpoint
 from polybit.format.dense import read_dense
 from polybit.kernels.protocol import Backend, Matrix
+from polybit.modules.weights import JointFn, one_by_one
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,27 @@ class Linear:
     out_features: int
     backend: Backend
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is not None and self.bias is None and residual.shape[1] == self.matrix.out_features:
+            return self.backend.matmul(x, self.matrix, residual)
         y = self.backend.matmul(x, self.matrix)
         if self.bias is not None:
             y = y + self.bias
-        return y[:, : self.out_features]
+        y = y[:, : self.out_features]
+        return y if residual is None else residual + y
+
+
+@dataclass(frozen=True)
+class JointLinear:
+    """Several linears of one input as one product."""
+
+    whole: Linear
+    widths: tuple[int, ...]  # with the padding of each matrix
+    out_features: tuple[int, ...]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        parts = torch.split(self.whole(x), list(self.widths), dim=1)
+        return tuple(part[:, :width] for part, width in zip(parts, self.out_features, strict=True))
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,12 @@ class FolderWeights:
         if bias is not None:
             bias = bias.to(self.device, self.dtype) * node.prescale
         return Linear(matrix, bias, node.out_features, self.backend)
+
+    def joint(self, nodes: Sequence[spec.Linear]) -> JointFn:
+        linears = [self.linear(node) for node in nodes]
+        alike = len({linear.bias is None for linear in linears}) == 1
+        matrix = self.backend.join([linear.matrix for linear in linears]) if alike else None
+        return one_by_one(linears) if matrix is None else _joined(matrix, linears)
 
     def vector(self, name: str) -> Tensor:
         return self.checkpoint.tensor(name).to(self.device, self.dtype)
@@ -79,3 +103,11 @@ class FolderWeights:
         weight = weight.to(self.device, self.dtype)
         scaled = weight if prescale == 1.0 else weight * prescale
         return self.backend.prepare_dense(scaled, self.device, self.dtype)
+
+
+def _joined(matrix: Matrix, linears: Sequence[Linear]) -> JointLinear:
+    widths = tuple(linear.matrix.out_features for linear in linears)
+    biases = [F.pad(linear.bias, (0, width - len(linear.bias))) for linear, width in zip(linears, widths, strict=True)
+              if linear.bias is not None]  # fmt: skip
+    whole = Linear(matrix, torch.cat(biases) if biases else None, sum(widths), linears[0].backend)
+    return JointLinear(whole, widths, tuple(linear.out_features for linear in linears))

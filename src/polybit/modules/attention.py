@@ -9,31 +9,30 @@ from polybit.kernels.protocol import Backend
 from polybit.modules.norm import NormFn, build_head_norm
 from polybit.modules.rope import RopeTable, RopeTables
 from polybit.modules.step import KVStore, Step
-from polybit.modules.weights import LinearFn, Weights
+from polybit.modules.weights import JointFn, LinearFn, Weights
 
 
 @dataclass(frozen=True)
 class Attention:
     node: spec.Attention
     layer: int
-    q: LinearFn
-    k: LinearFn
-    v: LinearFn
+    qkv: JointFn
     o: LinearFn
     q_norm: NormFn | None
     k_norm: NormFn | None
     rope_table: RopeTable | None
     backend: Backend
 
-    def __call__(self, x: Tensor, step: Step, store: KVStore) -> Tensor:
-        """x [T, E] -> [T, E]; the residual is the caller's."""
+    def __call__(self, x: Tensor, step: Step, store: KVStore, residual: Tensor | None = None) -> Tensor:
+        """x [T, E] -> [T, E], added to the residual if there is one."""
         node = self.node
+        q, k, v = self.qkv(x)
         q, k = self._rotate(
             step,
-            self._heads(self.q(x), node.num_heads, self.q_norm),
-            self._heads(self.k(x), node.num_kv_heads, self.k_norm),
+            self._heads(q, node.num_heads, self.q_norm),
+            self._heads(k, node.num_kv_heads, self.k_norm),
         )
-        v = self._clip(self.v(x)).view(-1, node.num_kv_heads, node.head_dim)
+        v = self._clip(v).view(-1, node.num_kv_heads, node.head_dim)
         store.write(self.layer, k, v, step)
         k_pages, v_pages = store.pages(self.layer)
         mixed = self.backend.attention(
@@ -48,7 +47,7 @@ class Attention:
             node.window,
             node.softcap,
         )
-        return self.o(mixed.flatten(1))
+        return self.o(mixed.flatten(1), residual)
 
     def _heads(self, projected: Tensor, num_heads: int, norm: NormFn | None) -> Tensor:
         """[T, H D] -> [T, H, D]"""
@@ -74,9 +73,7 @@ def build_attention(
     return Attention(
         node=node,
         layer=layer,
-        q=weights.linear(node.q),
-        k=weights.linear(node.k),
-        v=weights.linear(node.v),
+        qkv=weights.joint((node.q, node.k, node.v)),
         o=weights.linear(node.o),
         q_norm=build_head_norm(node.q_norm, node.head_dim, weights, backend),
         k_norm=build_head_norm(node.k_norm, node.head_dim, weights, backend),

@@ -26,8 +26,10 @@ class AttentionLayer:
     dtype: torch.dtype
 
     def __call__(self, x: Tensor, step: Step, store: KVStore) -> Tensor:
-        y = self.attn(_normed(self.norm, x, self.dtype), step, store)
-        return x + (y if self.post_norm is None else self.post_norm(y))
+        h = _normed(self.norm, x, self.dtype)
+        if self.post_norm is None:
+            return self.attn(h, step, store, residual=x)
+        return x + self.post_norm(self.attn(h, step, store))
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class MlpLayer:
     dtype: torch.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = self.mlp(_normed(self.norm, x, self.dtype))
-        return x + (y if self.post_norm is None else self.post_norm(y))
+        h = _normed(self.norm, x, self.dtype)
+        return self.mlp(h, x) if self.post_norm is None else x + self.post_norm(self.mlp(h))
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class ParallelLayer:
 
     def __call__(self, x: Tensor, step: Step, store: KVStore) -> Tensor:
         h = _normed(self.norm, x, self.dtype)
-        return x + self.attn(h, step, store) + self.mlp(h)
+        return self.mlp(h, self.attn(h, step, store, residual=x))
 
 
 def _normed(norm: NormFn | None, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,7 @@
 """The feed-forward part of a block: gated, plain, or a sparse mixture of gated experts."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,21 +9,24 @@ from typing_extensions import assert_never
 
 from polybit import spec
 from polybit.kernels.protocol import Backend
-from polybit.modules.weights import LinearFn, Weights
+from polybit.modules.weights import JointFn, LinearFn, Weights
 
-MlpFn = Callable[[Tensor], Tensor]  # [T, E] -> [T, E]
+
+class MlpFn(Protocol):
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x [T, E] -> [T, E], added to the residual if there is one."""
 
 
 @dataclass(frozen=True)
 class GatedMlp:
-    gate: LinearFn
-    up: LinearFn
+    gate_up: JointFn
     down: LinearFn
     activation: spec.Activation
     backend: Backend
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(self.backend.gated_activate(self.gate(x), self.up(x), self.activation))
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        gate, up = self.gate_up(x)
+        return self.down(self.backend.gated_activate(gate, up, self.activation), residual)
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class PlainMlp:
     activation: spec.Activation
     backend: Backend
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(self.backend.activate(self.up(x), self.activation))
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.down(self.backend.activate(self.up(x), self.activation), residual)
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,14 @@ class SparseMoe:
     top_k: int
     renormalise: bool
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         shares, chosen = self._route(x)
         out = torch.zeros_like(x)
         for e, expert in enumerate(self.experts):
             rows, rank = (chosen == e).nonzero(as_tuple=True)
             if rows.numel():
                 out.index_add_(0, rows, expert(x[rows]) * shares[rows, rank, None].to(x.dtype))
-        return out
+        return out if residual is None else residual + out
 
     def _route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Shares (fp32) and indices of each token's experts, both [T, top_k]."""
@@ -65,8 +68,7 @@ class SparseMoe:
 def build_mlp(node: spec.Mlp, weights: Weights, backend: Backend) -> MlpFn:
     match node:
         case spec.GatedMlp(gate=gate, up=up, down=down, activation=activation):
-            linears = (weights.linear(gate), weights.linear(up), weights.linear(down))
-            return GatedMlp(*linears, activation, backend)
+            return GatedMlp(weights.joint((gate, up)), weights.linear(down), activation, backend)
         case spec.PlainMlp(up=up, down=down, activation=activation):
             return PlainMlp(weights.linear(up), weights.linear(down), activation, backend)
         case spec.SparseMoe():

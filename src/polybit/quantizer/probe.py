@@ -1,6 +1,6 @@
 """One block in memory with matrices whose weights can be swapped and whose inputs can be listened to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from polybit import spec
 from polybit.errors import FormatError
 from polybit.format.checkpoint import Checkpoint
 from polybit.format.dense import read_dense
+from polybit.modules.weights import JointFn, one_by_one
 
 Listener = Callable[[Tensor], None]
 
@@ -23,13 +24,15 @@ class Probe:
         self.weight = original
         self.listener: Listener | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.listener is not None:
             self.listener(x)
         y = x @ self.weight
         if self.bias is not None:
             y += self.bias
-        return y if self.node.prescale == 1.0 else y * self.node.prescale
+        if self.node.prescale != 1.0:
+            y = y * self.node.prescale
+        return y if residual is None else residual + y
 
 
 class ProbeWeights:
@@ -48,6 +51,9 @@ class ProbeWeights:
         offset = None if bias is None else in_half(bias, f"{node.key}.bias").to(self._device).float()
         self.probes[node.key] = Probe(node, original, offset)
         return self.probes[node.key]
+
+    def joint(self, nodes: Sequence[spec.Linear]) -> JointFn:
+        return one_by_one([self.linear(node) for node in nodes])
 
     def vector(self, name: str) -> Tensor:
         return in_half(self._checkpoint.tensor(name), name).to(self._device).float()

@@ -8,11 +8,12 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cuda.core as core  # absent: the registry says how to get it
 import torch
+from cuda.core._utils.cuda_utils import CUDAError  # it has no public name
 
 from polybit import env
 from polybit.errors import KernelError
@@ -37,28 +38,26 @@ class Build:
         return cls(file, tuple(sorted(macros.items())))
 
 
-@cache
-def kernel(build: Build, name: str, device: int) -> Any:
+def compiled(build: Build, name: str, device: int) -> Any:
     """The kernel `name` (a cuda.core Kernel) for that CUDA device. KernelError says what is missing."""
-    core = import_core()
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST:
         found = f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}"
         raise KernelError(f"{found}, but the CUDA kernels need {OLDEST[0]}.{OLDEST[1]}; use backend='reference'")
     core.Device(device).set_current()
-    return core.ObjectCode.from_cubin(_cubin(build, f"sm_{capability[0]}{capability[1]}")).get_kernel(name)
-
-
-def import_core() -> Any:
+    code = cached_cubin(build, f"sm_{capability[0]}{capability[1]}")
     try:
-        import cuda.core  # an extra: absent on machines without an NVIDIA card
-    except ImportError as error:
-        raise KernelError(f"the CUDA kernels need cuda-core, which is not installed ({error}); {INSTALL}") from None
-    return cuda.core
+        return core.ObjectCode.from_cubin(code).get_kernel(name)
+    except (CUDAError, RuntimeError) as error:
+        raise KernelError(
+            f"the driver cannot load {build.file} ({str(error).splitlines()[0]}): it is older than the compiler; "
+            "update it, or pip install 'polybit[cuda12]' in place of 'polybit[cuda]'"
+        ) from error
 
 
-def _cubin(build: Build, architecture: str) -> bytes:
-    path = env.cache_dir() / "cuda" / f"{_fingerprint(build, architecture)}.cubin"
+def cached_cubin(build: Build, architecture: str) -> bytes:
+    """From the cache, or compiled and kept there."""
+    path = env.cache_dir() / "cuda" / f"{fingerprint(build, architecture)}.cubin"
     if path.exists():
         return path.read_bytes()
     started = time.perf_counter()
@@ -73,8 +72,7 @@ def _cubin(build: Build, architecture: str) -> bytes:
     return code
 
 
-def _fingerprint(build: Build, architecture: str) -> str:
-    core = import_core()
+def fingerprint(build: Build, architecture: str) -> str:
     digest = hashlib.sha256(f"{architecture} {build.macros} {core.__version__}".encode())
     for path in (FOLDER / build.file, *sorted(FOLDER.glob("*.cuh"))):
         digest.update(path.read_bytes())
@@ -83,15 +81,13 @@ def _fingerprint(build: Build, architecture: str) -> str:
 
 def compile_cubin(build: Build, architecture: str) -> bytes:
     """Machine code for e.g. `sm_90`; works without a card."""
-    core = import_core()
-    options = core.ProgramOptions(
-        std="c++17", arch=architecture, include_path=str(FOLDER), define_macro=[(name, str(value)) for name, value in build.macros] or None,
-    )
+    macros = [(name, str(value)) for name, value in build.macros]
+    options = core.ProgramOptions(std="c++17", arch=architecture, include_path=str(FOLDER), define_macro=macros or None)
     try:
         program = core.Program((FOLDER / build.file).read_text(encoding="utf-8"), "c++", options)
         return bytes(program.compile("cubin").code)
-    except RuntimeError as error:
+    except (CUDAError, RuntimeError) as error:
+        told = " ".join(line.strip("\0 ") for line in str(error).splitlines() if line.strip("\0 "))
         raise KernelError(
-            f"{build.file} does not compile for {architecture} ({str(error).splitlines()[0]}); {INSTALL} --upgrade, "
-            "or use backend='triton'"
+            f"{build.file} does not compile for {architecture} ({told}); {INSTALL} --upgrade, or use backend='triton'"
         ) from error

@@ -525,21 +525,12 @@ __device__ __noinline__ void add_blocks(
     }
 }
 
-#if TRACE
-#define MARK(i) { u64 now; asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)); if (threadIdx.x % 32 == 0) trace[(blockIdx.x * WARPS + threadIdx.x / 32) * 8 + i] = now; }
-#else
-#define MARK(i)
-#endif
-
 // One launch: x from activations.cu; runs [blocks, WARPS, num_runs], the last of each empty; tiles [blocks, num_tiles];
 // maxima [groups] half2 of each group's over 256; workspace [slots, 8 NT, 64] fp32; counters zero, one a slot.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) exl2_decode(
     const char* stream, const Run* runs, const Tile* tiles, const u32* maxima, const char* x, Out* out,
     const Out* residual, const u16* bias, float* workspace, u32* counters, u32 num_runs, u32 num_tiles,
     u32 num_tokens, u32 out_stride
-#if TRACE
-    , u64* trace
-#endif
 ) {
     extern __shared__ __align__(128) char memory[];
     __shared__ __align__(8) u64 barriers[WARPS * SLOTS];
@@ -551,7 +542,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) exl2_decode(
     tiles += blockIdx.x * num_tiles;
     if (ONE) num_tokens = 1;
 
-    MARK(0)
     let_next_grid_start();
     make_barriers(first_barrier, SLOTS);
     Ring ring;
@@ -560,15 +550,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) exl2_decode(
         ring.begin(stream, x, runs, num_tokens, address, first_barrier);
 #pragma unroll 1
         for (int i = 0; i < SLOTS; ++i, ring.move_on()) ring.request(pass == 0, pass == 1);
-        MARK(1 + pass)
         if (pass == 0) wait_for_previous_grid();
     }
     ring.phase = 0;
 
-#if TRACE
-    if (run_count(*runs)) ring.await();
-    MARK(3)
-#endif
     Warp warp;
     warp.maxima = maxima;
     warp.num_tokens = num_tokens;
@@ -579,12 +564,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) exl2_decode(
         warp.store(sums + (run.block >> 16) * num_tokens * SUM_STRIDE);
         warp.clear();
     }
-    MARK(4)
     __syncthreads();
-    MARK(5)
     const Output output = {out, residual, bias, out_stride};
     if (add_warps(tiles, num_tiles, sums, workspace, output, num_tokens)) {
         add_blocks(tiles, num_tiles, workspace, counters, output, num_tokens);
     }
-    MARK(6)
 }

@@ -3,35 +3,37 @@
 from functools import cache
 from typing import Any
 
+import cuda.core as core
 import numpy as np
 import torch
+from cuda.bindings import driver
 from torch import Tensor
 
 from polybit.errors import KernelError
-from polybit.kernels.cuda.compile import Build, import_core, kernel
+from polybit.kernels.cuda.compile import Build, compiled
 
 Argument = Tensor | int | np.generic | None
 
 
 class Kernel:
-    """One kernel on one device, with the dynamic shared memory that it may use."""
+    """One kernel on one device. It may use all the shared memory that the device has."""
 
-    def __init__(self, build: Build, name: str, device: int, shared_bytes: int = 0) -> None:
-        self._core = import_core()
-        self._kernel = kernel(build, name, device)
-        self._device = device
-        self._shared_bytes = shared_bytes
-        if shared_bytes > 48 << 10:
-            _allow_shared(self._kernel, device)
+    def __init__(self, build: Build, name: str, device: torch.device) -> None:
+        self._device = torch.empty(0, device=device).get_device()
+        self._kernel = compiled(build, name, self._device)
+        _allow_shared(self._kernel, self._device)
 
-    def launch(self, grid: tuple[int, ...], threads: int, *arguments: Argument, overlap: bool = False) -> None:
-        """Tensors go as pointers, None as a null pointer, integers as unsigned of 32 bits.
+    @staticmethod
+    @cache
+    def get(build: Build, name: str, device: torch.device) -> "Kernel":
+        """Compiled at the first call. KernelError where that is not possible."""
+        return Kernel(build, name, device)
 
-        overlap: may start before the previous launch ends; the kernel waits itself (programmatic dependent launch).
-        """
-        config = _config(grid, threads, self._shared_bytes, overlap)
+    def launch(self, grid: tuple[int, ...], threads: int, *arguments: Argument, shared_bytes: int = 0) -> None:
+        """Tensors go as pointers, None as a null pointer, plain integers as unsigned ones of 32 bits."""
+        config = _config(grid, threads, shared_bytes)
         stream = _stream(torch.cuda.current_stream(self._device).cuda_stream)
-        self._core.launch(stream, config, self._kernel, *map(_argument, arguments))
+        core.launch(stream, config, self._kernel, *map(_argument, arguments))
 
 
 def _argument(value: Argument) -> Any:
@@ -43,30 +45,30 @@ def _argument(value: Argument) -> Any:
 
 
 @cache
-def _config(grid: tuple[int, ...], threads: int, shared_bytes: int, overlap: bool) -> Any:
-    core = import_core()
-    overlapping = {"programmatic_stream_serialization": True} if overlap else {}
-    return core.LaunchConfig(grid=grid, block=threads, shmem_size=shared_bytes, **overlapping)
+def _config(grid: tuple[int, ...], threads: int, shared_bytes: int) -> Any:
+    return core.LaunchConfig(grid=grid, block=threads, shmem_size=shared_bytes)
 
 
 @cache
 def _stream(handle: int) -> Any:
-    return import_core().Stream.from_handle(handle)
+    return core.Stream.from_handle(handle)
 
 
 @cache
-def _allow_shared(compiled: Any, device: int) -> None:
-    """Let the kernel have as much shared memory as the device has beside what it declares itself."""
-    from cuda.bindings import driver
+def shared_memory(device: int) -> int:
+    """Bytes that one thread block may have at most."""
+    return int(core.Device(device).properties.max_shared_memory_per_block_optin)
 
-    attributes = driver.CUfunction_attribute
-    limit = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    wanted = {
-        attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: limit - compiled.attributes.shared_size_bytes,
-        attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT: 100,  # per cent: room for the next launch too
-    }
-    for attribute, value in wanted.items():
-        kernel, place = driver.CUkernel(int(compiled.handle)), driver.CUdevice(device)
-        (status,) = driver.cuKernelSetAttribute(attribute, value, kernel, place)
-        if status != driver.CUresult.CUDA_SUCCESS:
-            raise KernelError(f"the CUDA driver refused {attribute.name} = {value} ({status}); update the driver")
+
+def _allow_shared(kernel: Any, device: int) -> None:
+    """Kernels get 48 KB of shared memory unless they are told that they may have more."""
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    limit = shared_memory(device)
+    (status,) = driver.cuKernelSetAttribute(
+        attribute,
+        limit - kernel.attributes.shared_size_bytes,
+        driver.CUkernel(int(kernel.handle)),
+        driver.CUdevice(device),
+    )
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise KernelError(f"the CUDA driver refused {limit} bytes of shared memory ({status}); update the driver")

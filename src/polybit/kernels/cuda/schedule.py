@@ -2,21 +2,21 @@
 
 The tiles of all matrices, one after another, make one line of bytes. Every thread block gets an equal piece of it, and
 every row of its warps an equal piece of that, cut between groups; so a warp reads one long run of bytes and seldom
-changes tiles. Warps beside each other in a row take neighbouring tiles, and read the same activations. Where whole tiles
-divide evenly enough among thread blocks they stay whole; else whoever finishes a tile last adds up its parts, in an order
-that does not depend on who that is. The schedule depends on shapes alone.
+changes tiles. Warps beside each other in a row take neighbouring tiles, and read the same activations. Where whole
+tiles divide evenly enough among thread blocks they stay whole; else whoever finishes a tile last adds up its parts, in
+an order that does not depend on who that is. The schedule depends on shapes alone.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polybit.kernels.cuda.stream import TILE_COLUMNS, StreamLayout, num_tiles
+from polybit.kernels.cuda.stream import BLOCK_ROWS, TILE_COLUMNS, StreamLayout, num_tiles
 
 SPLIT_COST_BYTES = 24_000  # what adding up a tile's parts takes, in bytes that a thread block could have read
 MIN_PART = 1 / 16  # of a tile or of a share, whichever is less: ends of tiles that are smaller stay with the rest
@@ -32,6 +32,10 @@ class Shape:
 
     layout: StreamLayout
     out_features: int  # with the file's padding
+
+    @property
+    def in_features(self) -> int:
+        return BLOCK_ROWS * self.layout.num_blocks
 
     @property
     def num_tiles(self) -> int:
@@ -79,7 +83,9 @@ def make_schedule(
     writer = _Tables(shapes, row_blocks, input_groups, warps)
     written = [writer.block(rows) for rows in work]
     return Schedule(
-        runs=_padded([warp for block in written for warp in block.runs], 1).reshape(len(work), -1, writer.longest + 1, 4),
+        runs=_padded([warp for block in written for warp in block.runs], 1).reshape(
+            len(work), -1, writer.longest + 1, 4
+        ),
         tiles=_padded(_with_slots([block.tiles for block in written]), 0),
         num_sums=max(block.num_sums for block in written),
         num_slots=_num_slots([block.tiles for block in written]),
@@ -96,7 +102,7 @@ def _divide(shapes: Sequence[Shape], warps: Warps, num_blocks: int) -> list[list
     divided = list[list[list[Part]]]()
     for start, stop in zip([0.0, *ends[:-1]], ends, strict=True):
         cuts = [start + (stop - start) * i / warps.over_rows for i in range(warps.over_rows + 1)]
-        divided.append([line.parts(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)])
+        divided.append([line.parts(a, b) for a, b in pairwise(cuts)])
     return divided
 
 

@@ -1,14 +1,14 @@
 """The order in which CUDA kernels read a matrix: the same bits as the file's, rearranged once at load.
 
-Columns are cut into tiles of 64, sorted rows into blocks of 32. A tile's bytes lie together, group after group: a header
-with the group's 64 scale codes (32 bytes), then its blocks (256 bytes a bit). In a block each of a warp's 32 lanes has
+Columns are cut into tiles of 64, sorted rows into blocks of 32. A tile's bytes lie together, group after group: first
+the group's 64 scale codes (32 bytes), then its blocks (256 bytes a bit). In a block each of a warp's 32 lanes has
 2 * bits words of its own: lane 4 g + q holds rows 8 q .. 8 q + 7 of columns g, g + 8, .. g + 56, which makes a lane's
 words whole fragments of the tensor cores' m16n8k16. `unpack.cuh` says which bit is where. Groups of more than 2 KB are
 cut, their codes repeated.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 
 from polybit.format.exl2 import Layout
@@ -37,9 +37,9 @@ class StreamGroup:
         return HEADER_BYTES + block_bytes(self.bits) * self.num_blocks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StreamLayout:
-    """How the groups of a matrix follow one another in each of its tiles."""
+    """How the groups of a matrix follow one another in each of its tiles. Equal ones are one object."""
 
     groups: tuple[StreamGroup, ...]
 
@@ -72,6 +72,7 @@ class StreamLayout:
         return table
 
 
+@cache
 def stream_layout(layout: Layout) -> StreamLayout:
     groups = list[StreamGroup]()
     for source, group in enumerate(layout.groups):

@@ -3,7 +3,7 @@
 from polybit.kernels.reference.activations import activate, gated_activate
 from polybit.kernels.reference.attention import attention
 from polybit.kernels.reference.embedding import embedding
-from polybit.kernels.reference.matrices import dequantize, matmul, prepare_dense, prepare_exl2, prepare_gptq
+from polybit.kernels.reference.matrices import dequantize, join, matmul, prepare_dense, prepare_exl2, prepare_gptq
 from polybit.kernels.reference.norms import layer_norm, rms_norm
 from polybit.kernels.reference.pages import write_kv
 from polybit.kernels.reference.rope import rope
@@ -18,6 +18,7 @@ __all__ = [
     "dequantize",
     "embedding",
     "gated_activate",
+    "join",
     "layer_norm",
     "matmul",
     "prepare_dense",

@@ -1,5 +1,6 @@
 """Matrices: dense ones, and quantized ones that are dequantized once at load or at every use."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,9 +62,9 @@ class PackedMatrix:
         return self.tensor.num_bytes
 
 
-def column_parts(in_features: int, out_features: int) -> list[tuple[int, int]]:
-    """Start and stop of the columns that are dequantized at once: at most MAX_WORK_WEIGHTS weights, or COLUMN_STEP."""
-    width = max(COLUMN_STEP, MAX_WORK_WEIGHTS // in_features // COLUMN_STEP * COLUMN_STEP)
+def column_parts(in_features: int, out_features: int, step: int = COLUMN_STEP) -> list[tuple[int, int]]:
+    """Start and stop of the columns that are dequantized at once: at most MAX_WORK_WEIGHTS weights, or `step`."""
+    width = max(step, MAX_WORK_WEIGHTS // in_features // step * step)
     return [(start, min(start + width, out_features)) for start in range(0, out_features, width)]
 
 
@@ -87,7 +88,16 @@ def _prepare(packed: PackedMatrix, unpacked: bool) -> Matrix:
     return DenseMatrix(dequantize(packed).T.contiguous()) if unpacked else packed
 
 
-def matmul(x: Tensor, matrix: Matrix) -> Tensor:
+def join(matrices: Sequence[Matrix]) -> Matrix | None:
+    return None
+
+
+def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
+    y = _product(x, matrix)
+    return y if residual is None else residual + y
+
+
+def _product(x: Tensor, matrix: Matrix) -> Tensor:
     match matrix:
         case DenseMatrix(weight=weight):
             return F.linear(x, weight)

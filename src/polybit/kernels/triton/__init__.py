@@ -2,7 +2,7 @@
 
 from triton import knobs
 
-from polybit.kernels.reference import prepare_dense
+from polybit.kernels.reference import join, prepare_dense
 from polybit.kernels.triton.activations import activate, gated_activate
 from polybit.kernels.triton.attention import attention
 from polybit.kernels.triton.embedding import embedding
@@ -21,6 +21,7 @@ __all__ = [
     "dequantize",
     "embedding",
     "gated_activate",
+    "join",
     "layer_norm",
     "matmul",
     "prepare_dense",

@@ -30,7 +30,12 @@ def _prepare(matrix: PackedMatrix, unpacked: bool) -> Matrix:
     return DenseMatrix(matrix.dense(0, matrix.out_features).T.contiguous()) if unpacked else matrix
 
 
-def matmul(x: Tensor, matrix: Matrix) -> Tensor:
+def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
+    y = _product(x, matrix)
+    return y if residual is None else residual + y
+
+
+def _product(x: Tensor, matrix: Matrix) -> Tensor:
     match matrix:
         case DenseMatrix(weight=weight):
             return F.linear(x, weight)

@@ -1,0 +1,154 @@
+"""Products of few rows straight from the stream: which build of `exl2_decode` for how many rows, and its launch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polybit.errors import KernelError
+from polybit.kernels.cuda.compile import Build
+from polybit.kernels.cuda.launch import Kernel, shared_memory
+from polybit.kernels.cuda.schedule import Shape, Warps, make_schedule
+from polybit.kernels.cuda.stream import TILE_COLUMNS
+from polybit.kernels.cuda.streamed import Streamed
+
+MAX_ROWS = 64  # more rows are better served by dequantizing
+ROWS_AT_ONCE = 16
+
+WEIGHT_BYTES = 2176  # of a chunk in the ring
+SLOTS = 3  # chunks of a warp's ring
+SUM_BYTES = 4 * (TILE_COLUMNS + 4)  # of a row's sums over one tile
+STATIC_BYTES = 6144  # shared memory that the kernel declares itself, and what the driver keeps
+INPUT_KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A build of the kernel, by how many rows it takes."""
+
+    row_tiles: int  # NT, of 8 rows
+    one: bool
+    most_warps: int
+
+    @property
+    def max_chunk(self) -> int:
+        """Blocks of 32 rows: MAX_BLOCKS in the kernel."""
+        return 4 if self.row_tiles == 1 else 2
+
+    @property
+    def slot_bytes(self) -> int:
+        rows = 1 if self.one else 8 * self.row_tiles
+        return WEIGHT_BYTES + (64 * rows + (16 if self.one else 8 * rows)) * self.max_chunk
+
+    def build(self, warps: int, out_float: bool) -> Build:
+        macros = {
+            "NT": self.row_tiles, "ONE": int(self.one), "WN": 1, "WK": warps, "SLOTS": SLOTS, "RESIDENT": 1,
+            "OUT_FLOAT": int(out_float), "PDL": 0,
+        }  # fmt: skip
+        return Build.of("exl2_decode.cu", macros)
+
+
+def form_for(rows: int) -> Form:
+    if rows == 1:
+        return Form(1, True, 16)
+    return Form(1, False, 12) if rows <= 8 else Form(2, False, 8)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One launch, ready but for its tensors."""
+
+    warps: int
+    num_blocks: int
+    shared_bytes: int
+    runs: Tensor
+    tiles: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """Where thread blocks leave their parts of tiles; launches on one device follow one another and share it."""
+
+    sums: Tensor  # [2 a thread block, 16, 64] fp32
+    counters: Tensor  # zero between launches
+
+
+def multiply(x: Tensor, matrix: Streamed, residual: Tensor | None = None) -> Tensor:
+    """x [T, K], T at most MAX_ROWS -> residual + x W [T, N] in x's dtype, or in the residual's."""
+    out_dtype = x.dtype if residual is None else residual.dtype
+    kernel_dtype = torch.float16 if out_dtype == torch.float16 else torch.float32
+    if residual is not None:
+        residual = residual.to(kernel_dtype).contiguous()
+    out = torch.empty(x.shape[0], matrix.out_features, dtype=kernel_dtype, device=x.device)
+    for start in range(0, x.shape[0], ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        _launch(x[rows], matrix, None if residual is None else residual[rows], out[rows])
+    return out.to(out_dtype)
+
+
+def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -> None:
+    form, given = form_for(x.shape[0]), matrix.input
+    plan = _plan(form, x.shape[0], matrix.shapes, given.row_blocks, given.first_groups, x.device)
+    kernel = Kernel.get(form.build(plan.warps, out.dtype == torch.float32), "exl2_decode", x.device)
+    space = _workspace(x.device)
+    kernel.launch(
+        (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima,
+        sort_rows(x, matrix), out, residual, None, space.sums, space.counters, plan.runs.shape[-2],
+        plan.tiles.shape[1], x.shape[0], out.shape[1], shared_bytes=plan.shared_bytes,
+    )  # fmt: skip
+
+
+def sort_rows(x: Tensor, matrix: Streamed) -> Tensor:
+    """x [T, K] as the kernel reads it, see `activations.cu`."""
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    given, rows = matrix.input, x.shape[0]
+    out = torch.empty(given.num_bytes(rows), dtype=torch.uint8, device=x.device)
+    Kernel.get(Build.of("activations.cu", {"IN": INPUT_KINDS[x.dtype]}), "sort_rows", x.device).launch(
+        (-(-given.num_groups // 4), rows), 128, x, given.order, given.groups, out, given.num_groups, rows, x.stride(0)
+    )
+    return out
+
+
+@cache
+def _plan(
+    form: Form, rows: int, shapes: tuple[Shape, ...], row_blocks: tuple[int, ...], first_groups: tuple[int, ...],
+    device: torch.device,
+) -> Plan:  # fmt: skip
+    """The most warps and the fewest thread blocks whose rings and sums fit into shared memory."""
+    properties = torch.cuda.get_device_properties(device)
+    limit = shared_memory(device.index) - STATIC_BYTES
+    for warps, waves in _choices(form.most_warps):
+        ring = warps * SLOTS * form.slot_bytes
+        if ring >= limit:
+            continue
+        num_blocks = waves * properties.multi_processor_count
+        schedule = make_schedule(shapes, row_blocks, first_groups, Warps(1, warps, form.max_chunk), num_blocks)
+        shared_bytes = ring + schedule.num_sums * rows * SUM_BYTES
+        if shared_bytes > limit or schedule.num_slots > _workspace(device).counters.shape[0]:
+            continue
+        runs, tiles = (torch.from_numpy(t.view(np.int32)).to(device) for t in (schedule.runs, schedule.tiles))
+        return Plan(warps, num_blocks, shared_bytes, runs, tiles)
+    raise KernelError(
+        f"{properties.name} has {limit} bytes of shared memory a thread block, too few for the CUDA kernels; "
+        "use backend='triton'"
+    )
+
+
+def _choices(most_warps: int) -> Iterator[tuple[int, int]]:
+    for warps in (16, 12, 8, 6, 4, 2, 1):
+        if warps <= most_warps:
+            for waves in (1, 2, 4, 8, 16):
+                yield warps, waves
+
+
+@cache
+def _workspace(device: torch.device) -> Workspace:
+    slots = 4 * 16 * torch.cuda.get_device_properties(device).multi_processor_count
+    return Workspace(
+        sums=torch.empty(slots, ROWS_AT_ONCE, TILE_COLUMNS, device=device),
+        counters=torch.zeros(slots, dtype=torch.int32, device=device),
+    )

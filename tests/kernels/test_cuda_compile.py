@@ -1,0 +1,54 @@
+"""CUDA C++ compiles for every supported card, on any machine with NVRTC."""
+
+import pytest
+import torch
+
+pytest.importorskip("cuda.core")
+pytest.importorskip("triton")
+
+from polybit.errors import KernelError
+from polybit.kernels.cuda import compile as compiling
+from polybit.kernels.cuda.compile import Build, compile_cubin
+from polybit.kernels.cuda.decode import INPUT_KINDS, form_for
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_products_of_one_row(architecture) -> None:
+    assert len(compile_cubin(form_for(1).build(16, out_float=False), architecture)) > 1000
+
+
+@pytest.mark.parametrize("rows", [2, 9])
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
+def test_products_of_several_rows(architecture, rows) -> None:
+    form = form_for(rows)
+    assert len(compile_cubin(form.build(form.most_warps, out_float=True), architecture)) > 1000
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_120"])
+def test_streams_and_activations(architecture) -> None:
+    builds = [Build("exl2_stream.cu"), *(Build.of("activations.cu", {"IN": kind}) for kind in INPUT_KINDS.values())]
+    assert all(len(compile_cubin(build, architecture)) > 1000 for build in builds)
+
+
+def test_an_unknown_card_is_one_line() -> None:
+    with pytest.raises(KernelError, match=r"exl2_stream\.cu does not compile for sm_1 ") as caught:
+        compile_cubin(Build("exl2_stream.cu"), "sm_1")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_compiled_code_is_kept_and_found_again(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("POLYBIT_CACHE", str(tmp_path))
+    build = Build.of("activations.cu", {"IN": INPUT_KINDS[torch.float16]})
+    code = compiling.cached_cubin(build, "sm_80")
+    monkeypatch.setattr(compiling, "compile_cubin", lambda *_: pytest.fail("compiled again"))
+    assert compiling.cached_cubin(build, "sm_80") == code
+    (kept,) = (tmp_path / "cuda").iterdir()
+    assert kept.suffix == ".cubin"
+
+
+def test_another_source_is_another_kernel() -> None:
+    builds = (Build("exl2_stream.cu"), Build.of("exl2_stream.cu", {"N": 1}), Build("activations.cu"))
+    names = {compiling.fingerprint(build, arch) for build in builds for arch in ("sm_80", "sm_90")}
+    assert len(names) == 6
