@@ -1,6 +1,7 @@
 """Which device and activation type a model gets. The rule is short, and its outcome is logged."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -43,6 +44,11 @@ def _check_present(device: torch.device) -> None:
                 raise KernelError("device mps was asked for, but this torch sees no Apple GPU; use --device cpu")
         case other:
             raise KernelError(f"device type {other!r} is not supported; use cpu, cuda, cuda:1 or mps")
+
+
+def made_current(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, kernels launch on this card: Triton asks torch for the current one, not the tensors for theirs."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def describe(device: torch.device) -> str:

@@ -11,7 +11,7 @@ from polybit import spec
 from polybit.format import gptq
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import get_backend
-from polybit.model.device import choose_device, choose_dtype
+from polybit.model.device import choose_device, choose_dtype, made_current
 from polybit.model.plan import check_fits, plan_memory
 from polybit.model.source import ModelSource, head_is_tied
 from polybit.model.weights import FolderWeights
@@ -46,10 +46,11 @@ class Model:
     @torch.inference_mode()
     def forward(self, tokens: Tensor, step: Step, store: KVStore, logits_at: Tensor | None = None) -> Tensor:
         """tokens [T] int64 -> logits [n, V] fp32 of the tokens at `logits_at` [n] (indices into T; None: all)."""
-        x = self.embed(tokens, step)
-        for layer in self.layers:
-            x = layer(x, step, store)
-        return self.logits(x if logits_at is None else x[logits_at])
+        with made_current(self.device):
+            x = self.embed(tokens, step)
+            for layer in self.layers:
+                x = layer(x, step, store)
+            return self.logits(x if logits_at is None else x[logits_at])
 
     def embed(self, tokens: Tensor, step: Step) -> Tensor:
         """The residual stream's start, [T, E]; fp32 where the model needs that range."""
@@ -80,11 +81,12 @@ def load(source: ModelSource, progress: LoadProgress | None = None) -> Model:
     tell(1, total)
     ropes = RopeTables(model.max_seq_len, device)
     layers = []
-    for i, block in enumerate(model.blocks):
-        layers.append(build_block(block, i, weights, backend, ropes))
-        tell(i + 2, total)
-    head = weights.head(model.head, embedding if head_is_tied(model, source.checkpoint) else None)
-    tell(total, total)
+    with made_current(device):
+        for i, block in enumerate(model.blocks):
+            layers.append(build_block(block, i, weights, backend, ropes))
+            tell(i + 2, total)
+        head = weights.head(model.head, embedding if head_is_tied(model, source.checkpoint) else None)
+        tell(total, total)
     norm = build_norm(model.norm, weights, backend)
     return Model(model, device, dtype, backend, embedding, positions, ropes, tuple(layers), norm, head)
 

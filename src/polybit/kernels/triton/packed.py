@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polybit.kernels.triton.reduction import arrives_last, counters, num_processors
+from polybit.kernels.triton.reduction import arrives_last, counters, num_at_once, num_processors
 
 MAX_ROWS = 64  # activation rows of one launch
 COLUMNS = 128  # a program's share of a product
@@ -75,9 +75,12 @@ def finish(
         is_last = arrives_last(counters + tl.program_id(0), num_parts)
         if is_last:
             accumulator = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-            for each in range(num_parts):
-                source = parts + each * num_tokens * num_columns + at
-                accumulator += tl.load(source, inside, other=0.0, cache_modifier=".cg")
+            at_once: tl.constexpr = num_at_once(BLOCK_T * BLOCK_N)
+            for start in range(0, num_parts, at_once):
+                for i in tl.static_range(at_once):
+                    source = parts + (start + i) * num_tokens * num_columns + at
+                    shown = inside & (start + i < num_parts)
+                    accumulator += tl.load(source, shown, other=0.0, cache_modifier=".cg")
     if is_last:
         tl.store(out + at, accumulator, inside)
 
@@ -86,6 +89,7 @@ def launch_product(
     kernel: Any, arguments: tuple[Any, ...], x: Tensor, in_features: int, out_features: int, **constants: int
 ) -> Tensor:
     """Run a product's kernel over tiles of columns and parts of rows: [T, N] in x's dtype."""
+    x = x if x.stride(1) == 1 else x.contiguous()
     num_tokens, device = x.shape[0], x.device
     num_tiles, num_blocks = triton.cdiv(out_features, COLUMNS), triton.cdiv(in_features, BLOCK_ROWS.value)
     num_parts = max(1, min(num_blocks // MIN_PART_BLOCKS, 3 * num_processors(device) // num_tiles))
