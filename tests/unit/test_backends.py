@@ -1,6 +1,7 @@
 """Which backend serves a device, and what a machine without one's compiler is told."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +39,13 @@ def test_without_triton_a_gpu_is_served_by_the_reference_and_the_log_says_so(cap
 @pytest.mark.usefixtures("without_triton")
 def test_asking_for_what_is_missing_names_the_command_that_mends_it() -> None:
     with pytest.raises(KernelError, match=r"^backend 'triton' cannot be loaded .*-m pip install triton$"):
+        load_backend("triton")
+
+
+@pytest.mark.usefixtures("without_triton")
+def test_an_old_triton_is_refused_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.4.0"))
+    with pytest.raises(KernelError, match=r"^backend 'triton' cannot be loaded \(Triton 3\.4\.0 is too old"):
         load_backend("triton")
 
 
