@@ -57,6 +57,16 @@ def test_long_prompts_in_runs(backend, device, random, length) -> None:
     _check(backend, device, torch.float32, random, Case(((length, 0),), heads=(2, 2), page=length, window=300))
 
 
+def test_attention_gives_the_same_bits_every_time(backend, device, random) -> None:
+    """However the programs of a launch finish, what they found is joined in one order."""
+    q = torch.randn(3, 8, 64, generator=random).to(device, torch.float16)
+    pages = torch.randn(2, 8, 256, 2, 64, generator=random).to(device, torch.float16)
+    table = torch.arange(8, dtype=torch.int32, device=device).view(1, 8)
+    starts, lengths = (torch.tensor(at, dtype=torch.int32, device=device) for at in ([0, 3], [700]))
+    first, *others = (backend.attention(q, *pages, table, starts, lengths, 3, 0.125, None, None) for _ in range(3))
+    assert all(torch.equal(first, other) for other in others)
+
+
 def _check(backend, device, dtype, random, case: Case) -> None:
     lengths = [new + old for new, old in case.sequences]
     num_heads, num_kv_heads = case.heads

@@ -102,6 +102,14 @@ def test_gptq_matmul(backend, device, dtype, random, rows, ordered, in_features,
     assert_close(backend.matmul(x, matrix), x.cpu().double() @ expected.double(), "matmul")
 
 
+def test_products_give_the_same_bits_every_time(backend, device, random) -> None:
+    tensor = random_exl2([(4, 256), (3, 256)], 160, random)
+    matrix = backend.prepare_exl2(tensor, 1.0, device, torch.float16, False)
+    x = torch.randn(3, 512, generator=random).to(device, torch.float16)
+    first, *others = (backend.matmul(x, matrix) for _ in range(3))
+    assert all(torch.equal(first, other) for other in others)
+
+
 def test_bfloat16(backend, device, random) -> None:
     tensor = random_exl2(MIXES["8+6+5+4+3+2"], 64, random)
     x = torch.randn(5, tensor.in_features, generator=random).to(device, torch.bfloat16)

@@ -1,12 +1,14 @@
 """A whole model through each backend: what the modules hand to the operations, and in which order."""
 
+import pytest
 import torch
 
 from closeness import assert_close
+from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
-from polybit.modules.step import whole_rows
+from polybit.modules.step import Step, whole_rows
 from random_model import write_random_model
 
 
@@ -18,6 +20,39 @@ def test_a_model_agrees_with_the_reference(backend, device, tmp_path) -> None:
         model = load(open_model(folder, LoadOptions(device=where, dtype="float32", backend=name)))
         logits.append(model.forward(tokens.to(where), *whole_rows(2, 9, model.device)))
     assert_close(logits[1], logits[0], "model")
+
+
+@pytest.mark.gpu
+def test_a_captured_step_is_replayed_at_other_lengths(tmp_path) -> None:
+    """Nothing of a decode step but its tensors' contents may change from token to token."""
+    model = load(open_model(write_random_model(tmp_path), LoadOptions(device="cuda", dtype="float32")))
+    model.ropes.reserve(PAGE_TOKENS)
+    pool = KVPool(model.spec, 2 * PAGE_TOKENS, model.dtype, model.device, model.backend)
+    texts = torch.randint(0, 96, (2, 9), generator=torch.Generator().manual_seed(0)).to(model.device)
+    tokens, first_slots = texts[:, 0].clone(), torch.tensor([0, PAGE_TOKENS], device=model.device)
+    step = Step(
+        positions=torch.zeros(2, dtype=torch.int64, device=model.device),
+        slots=first_slots.clone(),
+        page_table=torch.tensor([[0], [1]], dtype=torch.int32, device=model.device),
+        query_starts=torch.tensor([0, 1, 2], dtype=torch.int32, device=model.device),
+        lengths=torch.ones(2, dtype=torch.int32, device=model.device),
+        max_queries=1,
+        max_length=PAGE_TOKENS,
+    )
+    model.forward(tokens, step, pool)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = model.forward(tokens, step, pool)
+    found = []
+    for position in range(texts.shape[1]):
+        tokens.copy_(texts[:, position])
+        step.positions.fill_(position)
+        step.slots.copy_(first_slots + position)
+        step.lengths.fill_(position + 1)
+        graph.replay()
+        found.append(logits.clone())
+    expected = model.forward(texts.flatten(), *whole_rows(2, texts.shape[1], model.device))
+    assert_close(torch.stack(found, 1).flatten(0, 1), expected, "model")
 
 
 def test_a_pass_that_asks_for_no_logits(backend, device, tmp_path) -> None:

@@ -1,6 +1,7 @@
 """Which backend serves a device, and what a machine without one's compiler is told."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,19 +15,39 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
-    for name in [name for name in sys.modules if name.startswith("polybit.kernels.triton")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("polybit.kernels.triton", raising=False)
+    _hide(monkeypatch, "triton", "triton", "cuda")
+
+
+@pytest.fixture
+def without_cuda_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    _hide(monkeypatch, "cuda.core", "cuda")
+
+
+def _hide(monkeypatch: pytest.MonkeyPatch, package: str, *backends: str) -> None:
+    """As if `package` were not installed and the backends, which need it, not yet imported."""
+    monkeypatch.setitem(sys.modules, package, None)
+    for backend in backends:
+        for name in [name for name in sys.modules if name.startswith(f"polybit.kernels.{backend}")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr(f"polybit.kernels.{backend}", raising=False)
 
 
 def test_a_cpu_is_served_by_the_reference() -> None:
     assert get_backend(None, CPU) is reference
 
 
-def test_a_gpu_is_served_by_triton() -> None:
+def test_a_gpu_is_served_by_cuda() -> None:
+    pytest.importorskip("triton")
+    pytest.importorskip("cuda.core")
+    assert get_backend(None, CUDA).NAME == "cuda"
+
+
+@pytest.mark.usefixtures("without_cuda_core")
+def test_without_nvrtc_a_gpu_is_served_by_triton_and_the_log_says_how_to_get_it(caplog) -> None:
     pytest.importorskip("triton")
     assert get_backend(None, CUDA).NAME == "triton"
+    assert "backend 'cuda' cannot be loaded" in caplog.text
+    assert "pip install 'polybit[cuda]'" in caplog.text
 
 
 @pytest.mark.usefixtures("without_triton")
@@ -38,6 +59,13 @@ def test_without_triton_a_gpu_is_served_by_the_reference_and_the_log_says_so(cap
 @pytest.mark.usefixtures("without_triton")
 def test_asking_for_what_is_missing_names_the_command_that_mends_it() -> None:
     with pytest.raises(KernelError, match=r"^backend 'triton' cannot be loaded .*-m pip install triton$"):
+        load_backend("triton")
+
+
+@pytest.mark.usefixtures("without_triton")
+def test_an_old_triton_is_refused_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.4.0"))
+    with pytest.raises(KernelError, match=r"^backend 'triton' cannot be loaded \(Triton 3\.4\.0 is too old"):
         load_backend("triton")
 
 

@@ -14,17 +14,25 @@ from polybit.kernels.protocol import Backend
 log = logging.getLogger(__name__)
 
 
+OLDEST_TRITON = (3, 5)
+
+
 def _reference() -> Backend:
     return reference
 
 
 def _triton() -> Backend:
+    import triton as compiler
+
+    if tuple(map(int, compiler.__version__.split(".")[:2])) < OLDEST_TRITON:
+        raise ImportError(f"Triton {compiler.__version__} is too old, 3.5 is the oldest that serves; update torch")
     from polybit.kernels import triton
 
     return triton
 
 
 def _cuda() -> Backend:
+    _triton()  # whose operations it has beside its own
     from polybit.kernels import cuda
 
     return cuda

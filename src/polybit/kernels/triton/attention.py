@@ -5,6 +5,7 @@ step has few tiles, so the keys of each are divided among programs, in parts who
 lengths; the last program of a tile joins the parts in order. Logits are kept in units of log2.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polybit.kernels.triton.reduction import MAX_SUMS, arrives_last, counters, num_processors, shared_bytes
+from polybit.kernels.triton.reduction import MAX_SUMS, arrives_last, counters, num_at_once, num_processors, shared_bytes
 from polybit.kernels.triton.rope import dense_heads
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 DECODE_QUERIES = 8  # steps of at most so many tokens a sequence divide their keys
-MAX_PARTS = 64
+MAX_PARTS = tl.constexpr(64)
 MIN_PART_KEYS = tl.constexpr(128)
 
 
@@ -104,20 +105,22 @@ def _attend(
 
 @triton.jit
 def _join(parts, sums, first_part, num_parts, row, inside, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The parts of one tile, first to last, as one accumulator and its total."""
-    feature = tl.arange(0, BLOCK_D)[None, :]
-    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    for part in range(first_part, first_part + num_parts):
-        found = tl.load(sums + 2 * (part * BLOCK_M + row), inside, other=0.0, cache_modifier=".cg")
-        maximum = tl.maximum(maximum, found)
+    """The parts of one tile, first to last, as one accumulator and its total; several are on their way at a time."""
+    at = (first_part + tl.arange(0, MAX_PARTS))[:, None] * BLOCK_M + row[None, :]
+    shown = (tl.arange(0, MAX_PARTS) < num_parts)[:, None] & inside[None, :]
+    maxima = tl.load(sums + 2 * at, shown, other=float("-inf"), cache_modifier=".cg")
+    maximum = tl.where(inside, tl.max(maxima, 0), 0.0)
+    totals = tl.load(sums + 2 * at + 1, shown, other=0.0, cache_modifier=".cg")
+    total = tl.sum(tl.exp2(maxima - maximum[None, :]) * totals, 0)
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    for part in range(first_part, first_part + num_parts):
-        at = part * BLOCK_M + row
-        weight = tl.exp2(tl.load(sums + 2 * at, inside, other=0.0, cache_modifier=".cg") - maximum)
-        total += weight * tl.load(sums + 2 * at + 1, inside, other=0.0, cache_modifier=".cg")
-        tile = tl.load(parts + at[:, None] * BLOCK_D + feature, inside[:, None], other=0.0, cache_modifier=".cg")
-        accumulator += weight[:, None] * tile
+    at_once: tl.constexpr = num_at_once(BLOCK_M * BLOCK_D)
+    for start in range(0, num_parts, at_once):
+        for i in tl.static_range(at_once):
+            there = inside & (start + i < num_parts)
+            at_row = (first_part + start + i) * BLOCK_M + row
+            weight = tl.exp2(tl.load(sums + 2 * at_row, there, other=float("-inf"), cache_modifier=".cg") - maximum)
+            source = parts + at_row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+            accumulator += weight[:, None] * tl.load(source, there[:, None], other=0.0, cache_modifier=".cg")
     return accumulator, total
 
 
@@ -147,6 +150,7 @@ def _attention(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WHOLE_TILES: tl.constexpr,
+    DIVIDED: tl.constexpr,
 ):
     tile, part = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(2)  # tiles with the most keys come first
     sequence, kv_head = tl.program_id(1) // NUM_KV_HEADS, tl.program_id(1) % NUM_KV_HEADS
@@ -165,12 +169,14 @@ def _attention(
     if window is not None:
         start = tl.maximum(first_position - window + 1, 0) // BLOCK_N * BLOCK_N
 
-    part_keys = tl.maximum(tl.cdiv(tl.cdiv(stop - start, max_parts), BLOCK_N) * BLOCK_N, MIN_PART_KEYS)
-    num_parts = tl.cdiv(stop - start, part_keys)
-    if part >= num_parts:
-        return
-    start += part * part_keys
-    stop = tl.minimum(start + part_keys, stop)
+    num_parts = 1
+    if DIVIDED:
+        part_keys = tl.maximum(tl.cdiv(tl.cdiv(stop - start, max_parts), BLOCK_N) * BLOCK_N, MIN_PART_KEYS)
+        num_parts = tl.cdiv(stop - start, part_keys)
+        if part >= num_parts:
+            return
+        start += part * part_keys
+        stop = tl.minimum(start + part_keys, stop)
 
     feature = tl.arange(0, BLOCK_D)[None, :]
     head = kv_head * GROUP + (tile * BLOCK_M + row) % GROUP
@@ -197,16 +203,17 @@ def _attention(
         scale, window, softcap, key_stride, HEAD_DIM, BLOCK_D, BLOCK_N, WHOLE_TILES, MASKED=True,
     )  # fmt: skip
 
-    if num_parts > 1:
-        tile_index = tl.program_id(1) * tl.num_programs(0) + tile
-        first_part = tile_index.to(tl.int64) * max_parts
-        at = (first_part + part) * BLOCK_M + row
-        tl.store(parts + at[:, None] * BLOCK_D + feature, accumulator, inside[:, None], cache_modifier=".cg")
-        tl.store(sums + 2 * at, maximum, inside, cache_modifier=".cg")
-        tl.store(sums + 2 * at + 1, total, inside, cache_modifier=".cg")
-        if not arrives_last(counters + tile_index, num_parts):
-            return
-        accumulator, total = _join(parts, sums, first_part, num_parts, row, inside, BLOCK_M, BLOCK_D)
+    if DIVIDED:  # noqa: SIM102 (this is known when compiling, the other is not)
+        if num_parts > 1:
+            tile_index = tl.program_id(1) * tl.num_programs(0) + tile
+            first_part = tile_index.to(tl.int64) * max_parts
+            at = (first_part + part) * BLOCK_M + row
+            tl.store(parts + at[:, None] * BLOCK_D + feature, accumulator, inside[:, None], cache_modifier=".cg")
+            tl.store(sums + 2 * at, maximum, inside, cache_modifier=".cg")
+            tl.store(sums + 2 * at + 1, total, inside, cache_modifier=".cg")
+            if not arrives_last(counters + tile_index, num_parts):
+                return
+            accumulator, total = _join(parts, sums, first_part, num_parts, row, inside, BLOCK_M, BLOCK_D)
     out_row = (first_token + query).to(tl.int64) * (NUM_KV_HEADS * GROUP * HEAD_DIM) + head * HEAD_DIM
     tl.store(out + out_row[:, None] + feature, accumulator / total[:, None], shown)
 
@@ -221,13 +228,15 @@ class Tiles:
     stages: int
 
 
+@functools.cache
 def choose_tiles(num_rows: int, block_d: int, dtype: torch.dtype, shared: int) -> Tiles:
     """For tiles of up to `num_rows` rows and `shared` bytes of shared memory a program. Few sizes: each is compiled."""
     size = dtype.itemsize
     if size == 4:  # no tensor cores: exactness is what it is for
         rows, keys = (16 if num_rows <= 16 else 32), 32
     else:
-        rows, keys = (16 if num_rows <= 16 else 128 if num_rows > 64 and block_d <= 128 else 64), 64
+        fitting = next((rows for rows in (16, 32, 64) if num_rows <= rows), 128 if block_d <= 128 else 64)
+        rows, keys = fitting, 64
     held, stage = (rows * block_d + rows * keys) * size, 2 * keys * block_d * size
     return Tiles(
         rows,
@@ -239,7 +248,7 @@ def choose_tiles(num_rows: int, block_d: int, dtype: torch.dtype, shared: int) -
 
 def max_parts(num_tiles: int, processors: int) -> int:
     """Programs that divide the keys of a tile, so that three a processor have work."""
-    return 1 if num_tiles > MAX_SUMS else max(1, min(MAX_PARTS, 3 * processors // num_tiles))
+    return 1 if num_tiles > MAX_SUMS else max(1, min(MAX_PARTS.value, 3 * processors // num_tiles))
 
 
 def attention(
@@ -290,6 +299,7 @@ def attention(
         BLOCK_N=tiles.keys,
         BLOCK_D=block_d,
         WHOLE_TILES=page_tokens % tiles.keys == 0,
+        DIVIDED=max_queries <= DECODE_QUERIES,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )

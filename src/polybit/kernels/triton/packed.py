@@ -12,12 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polybit.kernels.triton.reduction import arrives_last, counters, num_processors
+from polybit.kernels.triton.reduction import arrives_last, counters, num_at_once, num_processors
 
-MAX_ROWS = 64  # activation rows of one launch
-COLUMNS = 128  # a program's share of a product
+FEW_ROWS = 16  # activation rows of a launch with wide tiles
+MAX_ROWS = 64  # activation rows of any launch
+COLUMNS, NARROW_COLUMNS = 256, 128  # a program's share of a product of few rows, and of more
 DENSE_COLUMNS = 256  # a program's share of a dequantized matrix
 MIN_PART_BLOCKS = 4
+MAX_PARTS = tl.constexpr(16)
 BLOCK_ROWS = tl.constexpr(32)
 
 
@@ -64,31 +66,41 @@ def finish(
     accumulator, out, parts, counters, num_tokens, num_columns, part, num_parts, BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Store a part's sums, or the whole product where this is the last part."""
+    """Store the product of a tile: at once, or by way of its parts."""
     token = tl.arange(0, BLOCK_T)[:, None]
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    inside = (token < num_tokens) & (column < num_columns)
-    at = token * num_columns + column
-    is_last = True
-    if num_parts > 1:
-        tl.store(parts + part * num_tokens * num_columns + at, accumulator, inside, cache_modifier=".cg")
-        is_last = arrives_last(counters + tl.program_id(0), num_parts)
-        if is_last:
-            accumulator = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-            for each in range(num_parts):
-                source = parts + each * num_tokens * num_columns + at
-                accumulator += tl.load(source, inside, other=0.0, cache_modifier=".cg")
-    if is_last:
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (token < num_tokens) & (column < num_columns)[None, :]
+    at = token * num_columns + column[None, :]
+    if num_parts == 1:
         tl.store(out + at, accumulator, inside)
+    else:
+        tl.store(parts + part * num_tokens * num_columns + at, accumulator, inside, cache_modifier=".cg")
+        if arrives_last(counters + tl.program_id(0), num_parts):
+            _add_parts(out, parts, num_tokens, num_columns, column, num_parts, num_at_once(MAX_PARTS * BLOCK_N))
+
+
+@triton.jit
+def _add_parts(out, parts, num_tokens, num_columns, column, num_parts, AT_ONCE: tl.constexpr):
+    """Some tokens at a time, all parts of each: few rounds of loads where there are few tokens."""
+    part = tl.arange(0, MAX_PARTS)[:, None]
+    for start in range(0, num_tokens, AT_ONCE):
+        for i in tl.static_range(AT_ONCE):
+            token, inside = start + i, (column < num_columns) & (start + i < num_tokens)
+            source = parts + (part * num_tokens + token) * num_columns + column[None, :]
+            found = tl.load(source, inside[None, :] & (part < num_parts), other=0.0, cache_modifier=".cg")
+            tl.store(out + token * num_columns + column, tl.sum(found, 0), inside)
 
 
 def launch_product(
     kernel: Any, arguments: tuple[Any, ...], x: Tensor, in_features: int, out_features: int, **constants: int
 ) -> Tensor:
     """Run a product's kernel over tiles of columns and parts of rows: [T, N] in x's dtype."""
+    x = x if x.stride(1) == 1 else x.contiguous()
     num_tokens, device = x.shape[0], x.device
-    num_tiles, num_blocks = triton.cdiv(out_features, COLUMNS), triton.cdiv(in_features, BLOCK_ROWS.value)
-    num_parts = max(1, min(num_blocks // MIN_PART_BLOCKS, 3 * num_processors(device) // num_tiles))
+    rows, columns = (FEW_ROWS, COLUMNS) if num_tokens <= FEW_ROWS else (MAX_ROWS, NARROW_COLUMNS)
+    num_tiles, num_blocks = triton.cdiv(out_features, columns), triton.cdiv(in_features, BLOCK_ROWS.value)
+    wanted = 3 * num_processors(device) // num_tiles
+    num_parts = max(1, min(num_blocks // MIN_PART_BLOCKS, wanted, MAX_PARTS.value))
     out = torch.empty(num_tokens, out_features, dtype=x.dtype, device=device)
     held = num_parts * num_tokens * out_features if num_parts > 1 else 0
     kernel[num_tiles, num_parts](
@@ -101,8 +113,8 @@ def launch_product(
         num_tokens,
         in_features,
         out_features,
-        BLOCK_T=16 if num_tokens <= 16 else MAX_ROWS,
-        BLOCK_N=COLUMNS,
+        BLOCK_T=rows,
+        BLOCK_N=columns,
         num_warps=4,
         num_stages=4,
         **constants,

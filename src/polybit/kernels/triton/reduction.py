@@ -24,6 +24,12 @@ def arrives_last(counter, num_programs):
     return last
 
 
+@triton.constexpr_function
+def num_at_once(elements):
+    """How many parts of so many elements a program should have on their way: what its registers hold."""
+    return max(1, 8192 // elements)
+
+
 @functools.cache
 def counters(device: torch.device) -> Tensor:
     """[MAX_SUMS] int32, all zero between launches. Launches that use them must follow one another on one stream."""
