@@ -35,10 +35,12 @@ __all__ = [
     "Span",
     "dequantize",
     "encode",
+    "encode_layout",
     "group_scales",
     "pack_codes",
     "pack_rows",
     "read",
+    "read_layout",
     "storage_bits",
     "to_tensors",
     "unpack_codes",
@@ -208,7 +210,7 @@ def encode(
         q_weight=torch.cat([pack_rows(q[span.rows], span.bits) for span in layout.spans()]),
         q_scale=pack_codes(codes),
         q_scale_max=scale_max.half(),
-        q_groups=_encode_layout(layout).to(q.device),
+        q_groups=encode_layout(layout).to(q.device),
         q_invperm=torch.argsort(perm).to(torch.int32),
         bias=None if bias is None else torch.nn.functional.pad(bias.half(), (0, padding)),
     )
@@ -249,6 +251,14 @@ def read(checkpoint: Checkpoint, key: str, expected: spec.Linear | None = None) 
     if expected is not None:
         _check_expected(checkpoint, key, tensor, expected)
     return tensor
+
+
+def read_layout(checkpoint: Checkpoint, key: str) -> Layout:
+    """The groups of the linear `key` without its weights. Raises as `read`."""
+    try:
+        return _decode_layout(checkpoint.tensor(f"{key}.q_groups").tolist(), checkpoint.shape(f"{key}.q_weight")[0])
+    except ValueError as error:
+        raise checkpoint.damaged(f"{key}.q_groups", str(error)) from error
 
 
 def _check_shapes(checkpoint: Checkpoint, key: str) -> None:
@@ -305,7 +315,7 @@ def _check_expected(checkpoint: Checkpoint, key: str, tensor: Exl2Tensor, expect
 # ---- q_groups
 
 
-def _encode_layout(layout: Layout) -> Tensor:
+def encode_layout(layout: Layout) -> Tensor:
     """[2 G] int16 holding unsigned values."""
     starts = torch.tensor([group.packed_rows for group in layout.groups]).cumsum(0).roll(1)
     starts[0] = 0

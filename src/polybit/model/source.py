@@ -36,7 +36,7 @@ def open_model(folder: Path | str, options: LoadOptions | None = None) -> ModelS
     options = options or LoadOptions()
     folder = local_folder(folder)
     config = read_config(folder)
-    model = _with_options(arch.read_model(config, where=str(folder / "config.json")), options)
+    model = with_options(arch.read_model(config, where=str(folder / "config.json")), options)
     checkpoint = Checkpoint.open(folder, model.renames)
     check_complete(model, checkpoint)
     _check_vectors(model, checkpoint)
@@ -53,7 +53,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _with_options(model: spec.Model, options: LoadOptions) -> spec.Model:
+def with_options(model: spec.Model, options: LoadOptions) -> spec.Model:
+    """The model as it is to be loaded: its rope overridden, its length changed. Raises ConfigError."""
     stretch = (options.rope_scale, options.rope_alpha, options.rope_yarn)
     model = arch.with_rope_override(model, *stretch)
     if options.max_seq_len is None:

@@ -13,7 +13,17 @@ from polybit import spec
 from polybit.errors import FormatError
 from polybit.format import exl2
 from polybit.format.checkpoint import Checkpoint
-from polybit.format.exl2 import Exl2Tensor, Group, Layout, dequantize, encode, group_scales, read, to_tensors
+from polybit.format.exl2 import (
+    Exl2Tensor,
+    Group,
+    Layout,
+    dequantize,
+    encode,
+    group_scales,
+    read,
+    read_layout,
+    to_tensors,
+)
 from unit.format.exl2_cases import Case, cases, layouts, model_of
 
 KEY = "model.layers.3.mlp.down_proj"
@@ -129,6 +139,13 @@ def test_reads_what_was_written(tmp_path: Path, tensors: Tensors) -> None:
     assert to_tensors(KEY, tensor).keys() == tensors.keys()
     assert all(torch.equal(part, tensors[name]) for name, part in to_tensors(KEY, tensor).items())
     assert tensor.layout.groups == (Group(5, 32), Group(5, 32), Group(3, 64))
+
+
+def test_the_layout_can_be_read_alone(tmp_path: Path, tensors: Tensors) -> None:
+    assert read_layout(write(tmp_path, tensors), KEY) == read(write(tmp_path, tensors), KEY).layout
+    tensors[f"{KEY}.q_groups"][0] = 7
+    with pytest.raises(FormatError, match=r"q_groups holds a group of 7 bits.*model"):
+        read_layout(write(tmp_path, tensors), KEY)
 
 
 def test_parts_of_one_matrix_may_lie_in_different_files(tmp_path: Path, tensors: Tensors) -> None:
