@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import polybit
+from polybit.cli.bench import bench
 from polybit.cli.chat import chat
 from polybit.cli.console import results, show_log
 from polybit.cli.convert import convert
@@ -20,7 +21,7 @@ from polybit.cli.guard import guarded
 from polybit.cli.inspect import inspect
 
 app = typer.Typer(name="polybit", add_completion=False, pretty_exceptions_enable=False)
-for command in (demo, chat, generate, convert, inspect, evaluate, doctor):
+for command in (demo, chat, generate, convert, inspect, evaluate, bench, doctor):
     app.command("eval" if command is evaluate else None)(command)
 
 

@@ -1,0 +1,87 @@
+"""Forward passes as the engine makes them: prompts by chunks, then a token of each sequence at a time, by argmax."""
+
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from polybit.cache import PAGE_TOKENS, KVPool, pages_for
+from polybit.errors import OutOfMemory
+from polybit.generator.engine import CHUNK_TOKENS
+from polybit.generator.params import SamplingParams
+from polybit.generator.runner import Part, lay_out
+from polybit.generator.sequence import Sequence
+from polybit.model.model import Model
+from polybit.model.plan import free_bytes, kv_bytes_per_token
+from polybit.text import Detokenizer
+from polybit.text.pieces import Pieces
+
+NO_TEXT = Pieces({}, frozenset(), strips_lead=False)
+
+
+class Batch:
+    """Sequences of equally many random tokens, and the pool that holds their keys and values."""
+
+    def __init__(self, model: Model, batch: int, length: int) -> None:
+        """`batch` sequences of `length` tokens that the model has not seen. Raises OutOfMemory."""
+        pages = pages_for(length)
+        _check_fits(model, batch * pages)
+        self._model, self._length, self._filled = model, length, 0
+        self._pool = KVPool(model.spec, batch * pages * PAGE_TOKENS, model.dtype, model.device)
+        random = torch.Generator().manual_seed(0)
+        tokens = torch.randint(0, model.spec.embedding.num_rows, (batch, length), generator=random)
+        self._sequences = [_sequence(row, self._pool.free.take(pages)) for row in tokens.tolist()]
+
+    def fill(self) -> None:
+        """Random keys and values for every token but the last of each: what stands there costs no time."""
+        parts = [Part(sequence, sequence.num_pending - 1) for sequence in self._sequences]
+        _, step = lay_out(parts, self._model.device)
+        for layer, block in enumerate(self._model.spec.blocks):
+            shape = (2, step.num_tokens, block.attn.num_kv_heads, block.attn.head_dim)
+            k, v = torch.randn(shape, dtype=self._model.dtype, device=self._model.device)
+            self._pool.write(layer, k, v, step)
+        self._filled = self._length - 1
+
+    def again(self) -> Tensor:
+        """`step` from where the sequences stood at first, however many there have been."""
+        for sequence in self._sequences:
+            del sequence.tokens[self._length :]
+            sequence.num_stored = self._filled
+        return self.step()
+
+    def step(self) -> Tensor:
+        """Everything pending through the model; each sequence takes its likeliest next token. -> its logits [S, V]
+
+        Waits for the device once, at the end.
+        """
+        while (logits := self._pass()) is None:
+            pass
+        for sequence, token in zip(self._sequences, logits.argmax(-1).tolist(), strict=True):
+            sequence.tokens.append(token)
+        return logits
+
+    def _pass(self) -> Tensor | None:
+        """One forward pass -> the logits after each sequence, None where more of the prompts is to come."""
+        parts = [Part(sequence, min(sequence.num_pending, CHUNK_TOKENS)) for sequence in self._sequences]
+        tokens, step = lay_out(parts, self._model.device)
+        stops = accumulate(part.count for part in parts)
+        ends = [stop - 1 for part, stop in zip(parts, stops, strict=True) if part.is_last]
+        logits_at = torch.tensor(ends, dtype=torch.int64, device=self._model.device)
+        logits = self._model.forward(tokens, step, self._pool, logits_at)
+        for part in parts:
+            part.sequence.num_stored = part.stop
+        return logits if ends else None
+
+
+def _sequence(tokens: list[int], pages: list[int]) -> Sequence:
+    sequence = Sequence(tokens, SamplingParams(), frozenset(), Detokenizer(NO_TEXT), room=1)
+    sequence.pages += pages
+    return sequence
+
+
+def _check_fits(model: Model, num_pages: int) -> None:
+    """Asked before, because a CPU's memory is lent before it is there."""
+    needed = num_pages * PAGE_TOKENS * kv_bytes_per_token(model.spec, model.dtype)
+    free = free_bytes(model.device)
+    if needed > free:
+        raise OutOfMemory(f"keys and values need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free")

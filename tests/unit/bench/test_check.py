@@ -1,0 +1,93 @@
+"""The check before the figures: it passes right products, and a slightly wrong one stops everything."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from polybit.bench.check import check_products, families_of, product
+from polybit.bench.subject import FolderSubject, Request, Subject, SyntheticSubject, open_subject
+from polybit.errors import KernelError
+from polybit.format import exl2
+from polybit.format.exl2 import Exl2Tensor
+from polybit.kernels import reference
+from polybit.kernels.protocol import Backend, Matrix
+from polybit.model.options import LoadOptions
+from random_model import write_random_model
+from unit.bench.subjects import synthetic
+
+Damage = Callable[[Tensor], Tensor]
+
+
+def broken(damage: Damage, rows: int | None = None) -> Backend:
+    """The reference, but products (of `rows` rows only) come out damaged."""
+
+    def matmul(x: Tensor, matrix: Matrix) -> Tensor:
+        y = reference.matmul(x, matrix)
+        return damage(y) if rows in (None, len(x)) else y
+
+    parts = {name: getattr(reference, name) for name in reference.__all__}
+    return cast(Backend, SimpleNamespace(**(parts | {"matmul": matmul, "NAME": "broken"})))
+
+
+def with_backend(subject: Subject, backend: Backend) -> Subject:
+    assert isinstance(subject, SyntheticSubject | FolderSubject)
+    return replace(subject, place=replace(subject.place, backend=backend))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_right_products_pass(tmp_path: Path, dtype: str) -> None:
+    subject = synthetic(tmp_path, bits=3.5, dtype=dtype)
+    assert check_products(subject, {1, 8, 300}) == len(families_of(subject))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda y: y * 1.003,
+        lambda y: y.roll(1, dims=-1),
+        lambda y: torch.cat([y[:, :-1], y[:, -1:] * float("nan")], dim=-1),
+        lambda y: torch.zeros_like(y),
+    ],
+    ids=["scale", "columns", "nan", "nothing"],
+)
+def test_wrong_products_are_refused(tmp_path: Path, damage: Damage) -> None:
+    subject = with_backend(synthetic(tmp_path, dtype="float16"), broken(damage))
+    with pytest.raises(KernelError, match="no figures from wrong results"):
+        check_products(subject, {1})
+
+
+def test_every_number_of_rows_is_checked(tmp_path: Path) -> None:
+    subject = with_backend(synthetic(tmp_path), broken(lambda y: y * 2, rows=8))
+    check_products(subject, {1, 4})
+    with pytest.raises(KernelError, match="the product of 8 rows"):
+        check_products(subject, {1, 4, 8})
+
+
+def test_each_layout_and_width_is_a_family_of_its_own(tmp_path: Path) -> None:
+    subject = synthetic(tmp_path)
+    linears = (*subject.model.linears, subject.model.head.linear)
+    described = {(subject.stored(node).layout, node.out_features) for node in linears}
+    assert len(families_of(subject)) == len(described)
+
+
+def test_the_product_is_that_of_the_definition(tmp_path: Path) -> None:
+    subject = synthetic(tmp_path)
+    stored = subject.stored(subject.model.linears[0])
+    assert isinstance(stored, Exl2Tensor)
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(product(x, stored, 2.0), x @ exl2.dequantize(stored, 2.0).float(), atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_folders_are_checked_too(tmp_path: Path, tied: bool) -> None:
+    folder = write_random_model(tmp_path / "model", {"tie_word_embeddings": tied, "vocab_size": 160})
+    subject = open_subject(Request(str(folder), None, 6, 0, LoadOptions(device="cpu")))
+    assert check_products(subject, {1, 2}) == 5  # q and o; k and v; gate and up; down; head
+    with pytest.raises(KernelError):
+        check_products(with_backend(subject, broken(lambda y: y * 1.01)), {1})

@@ -1,0 +1,109 @@
+"""`polybit bench`: figures on the screen and in a file, and wishes that cannot be granted."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import polybit
+from polybit.bench.report import source_commit
+from random_model import write_random_model
+from unit.bench.subjects import hurry, write_config
+from unit.cli.program import Polybit
+
+KEYS = {"decode", "prefill", "load_s", "vram_gb", "first_use_s", "read_gb_s", "matmul_tflops", "device", "commit"}
+KEYS |= {"model", "bpw", "backend", "torch"}
+SMALL = ("--batch", "1,3", "--context", "5,300", "--prefill", "7", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+
+
+def test_figures_of_a_synthetic_model(polybit_cli: Polybit, tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    result = polybit_cli("bench", "--synthetic", f"{write_config(tmp_path)}@4.0", *SMALL, "--json", written)
+    assert result.code == 0, result.err
+    figures = json.loads(written.read_text())
+    assert set(figures) == KEYS
+    assert [(row["batch"], row["context"]) for row in figures["decode"]] == [(1, 5), (3, 5), (1, 300), (3, 300)]
+    assert all(set(row) == {"batch", "context", "tok_per_s", "ms", "fraction"} for row in figures["decode"])
+    assert [(row["batch"], row["context"]) for row in figures["prefill"]] == [(1, 7)]
+    assert all(row[name] > 0 for row in figures["decode"] for name in ("tok_per_s", "ms", "fraction"))
+    assert figures["model"] == "small@4"
+    assert 3.5 < figures["bpw"] <= 4.0
+    assert (figures["backend"], figures["vram_gb"], figures["first_use_s"]) == ("reference", None, None)
+    assert min(figures[name] for name in ("load_s", "read_gb_s", "matmul_tflops")) > 0
+    assert f"{figures['decode'][0]['tok_per_s']:,.1f}" in result.out
+    assert "of the read bandwidth" in result.out
+    assert "kinds of matrices are right" in result.err
+
+
+def test_figures_of_a_folder(polybit_cli: Polybit, tmp_path: Path) -> None:
+    folder, written = write_random_model(tmp_path / "model"), tmp_path / "figures.json"
+    result = polybit_cli("bench", folder, *SMALL, "--json", written)
+    assert result.code == 0, result.err
+    figures = json.loads(written.read_text())
+    assert (set(figures), figures["model"], figures["bpw"]) == (KEYS, "model", 16.0)
+
+
+def test_no_figure_of_a_model_that_is_wrong(polybit_cli: Polybit, tmp_path: Path) -> None:
+    folder, written = write_random_model(tmp_path / "model"), tmp_path / "figures.json"
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    result = polybit_cli("-q", "bench", folder, *SMALL, "--json", written)
+    assert (result.code, result.out) == (2, "")
+    assert "not finite" in result.err
+    assert not written.exists()
+
+
+def test_first_use_is_timed_in_fresh_processes(polybit_cli: Polybit, tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    wish = f"{write_config(tmp_path)}@4.0"
+    options = ("--batch", "1", "--context", "5", "--prefill", "", "--device", "cpu", "--first-use", "--json", written)
+    result = polybit_cli("bench", "--synthetic", wish, *options)
+    assert result.code == 0, result.err
+    assert json.loads(written.read_text())["first_use_s"] > 0.1
+    assert json.loads(written.read_text())["prefill"] == []
+    assert "first token" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "give either MODEL or --synthetic"),
+        (("somewhere", "--synthetic", "llama-8b@4.0"), "give either MODEL or --synthetic"),
+        (("--synthetic", "llama-80b@4.0"), "did you mean llama-8"),
+        (("--synthetic", "llama-1b@1.0"), "the options span 2."),
+        (("--synthetic", "llama-1b@4.0", "--head-bits", "7"), "choose one of: 2, 3, 4, 5, 6, 8"),
+        (("--synthetic", "llama-1b@4.0", "--batch", "1,x"), "--batch is '1,x'"),
+        (("--synthetic", "llama-1b@4.0", "--context", "0"), "--context is '0'"),
+        (("--synthetic", "llama-1b@4.0", "--context", "500000"), "131072"),
+        (("--synthetic", "llama-1b@4.0", "--backend", "magic"), "magic"),
+        (("nowhere",), "nowhere"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(polybit_cli: Polybit, arguments: tuple[str, ...], words: str) -> None:
+    result = polybit_cli("-q", "bench", *arguments, "--device", "cpu")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1
+    assert words in result.err
+
+
+def test_a_model_that_does_not_fit_is_refused_with_both_sizes(
+    polybit_cli: Polybit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polybit.bench.subject.free_bytes", lambda device: 100_000_000)
+    result = polybit_cli("-q", "bench", "--synthetic", "llama-1b@4.0", "--device", "cpu")
+    assert result.code == 2
+    assert "llama-1b@4 needs 1.2 GB of memory on cpu, but 0.1 GB are free" in result.err
+
+
+def test_the_commit_is_the_source_trees_or_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polybit, "__file__", str(tmp_path / "src" / "polybit" / "__init__.py"))
+    assert source_commit() == polybit.__version__
+    (tmp_path / ".git").write_text("gitdir: nowhere")
+    assert source_commit() == polybit.__version__
