@@ -40,7 +40,7 @@ def section(title: str, command: Any) -> Iterator[str]:
         parameter for parameter in command.params if parameter.param_type_name == "option" and not parameter.hidden
     ]
     yield f"## {title}\n"
-    words = [title, *(argument.metavar or argument.name for argument in arguments), "[OPTIONS]"]
+    words = [title, *map(place, arguments), "[OPTIONS]"]
     yield f"```\n{' '.join(words + ['COMMAND'] * hasattr(command, 'commands'))}\n```\n"
     yield f"{clean(command.help)}\n"
     if arguments:
@@ -56,6 +56,12 @@ def table(head: str, rows: list[tuple[str, str, str]]) -> str:
     lines = [f"| {head} | default | meaning |", "|---|---|---|"]
     lines += [f"| `{name}` | {value} | {clean(text)} |" for name, value, text in rows]
     return "\n".join(lines) + "\n"
+
+
+def place(argument: Any) -> str:
+    """An argument in the line that says how a command is called."""
+    name: str = argument.metavar or argument.name
+    return name if argument.required else f"[{name}]"
 
 
 def spelling(option: Any) -> str:

@@ -68,6 +68,7 @@ def main() -> None:
     model = open_subject(request).build(None)
     Batch(model, batch=1, length=PROMPT_TOKENS).step()
     sys.stdout.buffer.write(READY + b"\n")
+    sys.stdout.buffer.flush()  # what it takes to end is not part of it
 
 
 if __name__ == "__main__":

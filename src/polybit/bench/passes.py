@@ -41,12 +41,11 @@ class Batch:
             k, v = torch.randn(shape, dtype=self._model.dtype, device=self._model.device)
             self._pool.write(layer, k, v, step)
         self._filled = self._length - 1
+        self._rewind()
 
     def again(self) -> Tensor:
         """`step` from where the sequences stood at first, however many there have been."""
-        for sequence in self._sequences:
-            del sequence.tokens[self._length :]
-            sequence.num_stored = self._filled
+        self._rewind()
         return self.step()
 
     def step(self) -> Tensor:
@@ -59,6 +58,11 @@ class Batch:
         for sequence, token in zip(self._sequences, logits.argmax(-1).tolist(), strict=True):
             sequence.tokens.append(token)
         return logits
+
+    def _rewind(self) -> None:
+        for sequence in self._sequences:
+            del sequence.tokens[self._length :]
+            sequence.num_stored = self._filled
 
     def _pass(self) -> Tensor | None:
         """One forward pass -> the logits after each sequence, None where more of the prompts is to come."""

@@ -24,7 +24,7 @@ def bench(
     options: LoadOptions,
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="Folder of a model, or its id on the Hub.", show_default=False),
+        typer.Argument(metavar="MODEL", help="Folder of a model, or its id on the Hub.", show_default=False),
     ] = None,
     synthetic: Annotated[
         str | None,

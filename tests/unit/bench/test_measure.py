@@ -62,7 +62,7 @@ def test_filled_sequences_decode_one_token(tmp_path: Path) -> None:
 
     batch = Batch(Watched(), 3, 301)
     batch.fill()
-    assert batch.again().isfinite().all()
+    assert batch.step().isfinite().all()
     batch.again()
     assert seen == [(3, [301] * 3)] * 2
 
