@@ -142,7 +142,7 @@ def _fitting(measurements: Iterable[tuple[str, Callable[[], Row]]], device: torc
         except (OutOfMemory, torch.OutOfMemoryError) as error:
             log.warning("left out: %s (%s)", what, str(error).splitlines()[0])
         else:
-            log.info("%s: %.1f tokens a second", what, rows[-1].tok_per_s)
+            log.info("%s: %.2f tokens a second", what, rows[-1].tok_per_s)
     return tuple(rows)
 
 

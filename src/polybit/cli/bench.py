@@ -130,7 +130,11 @@ def rows_table(rows: tuple[Row, ...], title: str, share: str) -> Table:
     for head in ("batch", "tokens", "tokens/s", "ms", share):
         table.add_column(head, justify="right")
     for row in rows:
-        table.add_row(
-            str(row.batch), f"{row.context:,}", f"{row.tok_per_s:,.1f}", f"{row.ms:,.2f}", f"{row.fraction:.1%}"
-        )
+        table.add_row(str(row.batch), f"{row.context:,}", speed(row.tok_per_s), f"{row.ms:,.2f}", f"{row.fraction:.1%}")
     return table
+
+
+def speed(value: float) -> str:
+    """Three figures or more."""
+    decimals = next((digits for least, digits in ((100, 0), (10, 1), (1, 2)) if value >= least), 3)
+    return f"{value:,.{decimals}f}"

@@ -77,7 +77,7 @@ def test_layout_and_bias_are_what_the_description_says(tmp_path: Path) -> None:
     ids=["llama", "gemma2", "mixtral"],
 )
 def test_activations_stay_small_through_many_blocks(tmp_path: Path, entries: dict[str, Any]) -> None:
-    model = synthetic(tmp_path, bits=3.0, num_hidden_layers=40, **entries).build(None)
+    model = synthetic(tmp_path, bits=3.0, num_hidden_layers=24, **entries).build(None)
     step, store = whole_rows(1, 16, model.device)
     x = model.embed(torch.arange(16), step)
     with torch.inference_mode():

@@ -7,7 +7,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import polybit
+from polybit.bench.first_use import FirstUse
 from polybit.bench.report import source_commit
+from polybit.bench.subject import Request
+from polybit.cli.bench import speed
+from polybit.model.options import LoadOptions
 from random_model import write_random_model
 from unit.bench.subjects import hurry, write_config
 from unit.cli.program import Polybit
@@ -36,7 +40,7 @@ def test_figures_of_a_synthetic_model(polybit_cli: Polybit, tmp_path: Path) -> N
     assert 3.5 < figures["bpw"] <= 4.0
     assert (figures["backend"], figures["vram_gb"], figures["first_use_s"]) == ("reference", None, None)
     assert min(figures[name] for name in ("load_s", "read_gb_s", "matmul_tflops")) > 0
-    assert f"{figures['decode'][0]['tok_per_s']:,.1f}" in result.out
+    assert speed(figures["decode"][0]["tok_per_s"]) in result.out
     assert "of the read bandwidth" in result.out
     assert "kinds of matrices are right" in result.err
 
@@ -60,15 +64,24 @@ def test_no_figure_of_a_model_that_is_wrong(polybit_cli: Polybit, tmp_path: Path
     assert not written.exists()
 
 
-def test_first_use_is_timed_in_fresh_processes(polybit_cli: Polybit, tmp_path: Path) -> None:
-    written = tmp_path / "figures.json"
-    wish = f"{write_config(tmp_path)}@4.0"
+def test_first_use_is_measured_where_asked_for(
+    polybit_cli: Polybit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+
+    def measured(request: Request) -> FirstUse:
+        asked.append(request)
+        return FirstUse(empty_cache=12.5, full_cache=2.5)
+
+    monkeypatch.setattr("polybit.cli.bench.measure_first_use", measured)
+    written, wish = tmp_path / "figures.json", f"{write_config(tmp_path)}@4.0"
     options = ("--batch", "1", "--context", "5", "--prefill", "", "--device", "cpu", "--first-use", "--json", written)
     result = polybit_cli("bench", "--synthetic", wish, *options)
     assert result.code == 0, result.err
-    assert json.loads(written.read_text())["first_use_s"] > 0.1
+    assert asked == [Request(None, wish, 6, 0, LoadOptions(device="cpu"))]
+    assert json.loads(written.read_text())["first_use_s"] == 12.5
     assert json.loads(written.read_text())["prefill"] == []
-    assert "first token" in result.out
+    assert "12.5 s, then 2.5 s" in result.out
 
 
 @pytest.mark.parametrize(
@@ -107,3 +120,10 @@ def test_the_commit_is_the_source_trees_or_the_version(tmp_path: Path, monkeypat
     assert source_commit() == polybit.__version__
     (tmp_path / ".git").write_text("gitdir: nowhere")
     assert source_commit() == polybit.__version__
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0312, "0.031"), (3.14159, "3.14"), (45.81, "45.8"), (12345.6, "12,346")]
+)
+def test_speeds_keep_three_figures(value: float, text: str) -> None:
+    assert speed(value) == text
