@@ -121,7 +121,7 @@ class TestOffloaded:
         places = [(place.data_ptr(), place.data_ptr() + place.nbytes) for place in ferry.places]
         for layer in layers:
             low, high = places[layer.index % 2]
-            weight = layer.layer.mlp.mlp.down.matrix.tensor.q_weight
+            weight = layer.layer.attn.attn.o.matrix.weight
             assert low <= weight.data_ptr() < high
 
     def test_a_block_is_not_copied_again_while_it_is_there(

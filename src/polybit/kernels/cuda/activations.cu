@@ -4,6 +4,7 @@
 //
 // IN: 0 fp16, 1 bf16, 2 fp32.
 
+#include "overlap.cuh"
 #include "unpack.cuh"
 
 #if IN == 2
@@ -69,11 +70,17 @@ extern "C" __global__ void sort_rows(
     const In* x, const int* order, const InputGroup* groups, char* out, u32 num_groups, u32 num_tokens, u32 x_stride
 ) {
     const u32 group = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32, token = blockIdx.y;
+    let_next_grid_start();
+    InputGroup shape = {};
+    int4 from = {};
+    if (group < num_groups) {
+        shape = groups[group];
+        if (4 * lane < (shape.shape & 0xffff)) from = *reinterpret_cast<const int4*>(order + shape.row + 4 * lane);
+    }
+    wait_for_previous_grid();
     if (group >= num_groups) return;
-    const InputGroup shape = groups[group];
     float values[4] = {};
     if (4 * lane < (shape.shape & 0xffff)) {
-        const int4 from = *reinterpret_cast<const int4*>(order + shape.row + 4 * lane);
         const In* row = x + static_cast<u64>(token) * x_stride;
         values[0] = from_in(row[from.x]);
         values[1] = from_in(row[from.y]);

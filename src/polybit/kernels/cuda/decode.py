@@ -46,7 +46,7 @@ class Form:
     def build(self, warps: int, out_float: bool) -> Build:
         macros = {
             "NT": self.row_tiles, "ONE": int(self.one), "WN": 1, "WK": warps, "SLOTS": SLOTS, "RESIDENT": 1,
-            "OUT_FLOAT": int(out_float), "PDL": 0,
+            "OUT_FLOAT": int(out_float),
         }  # fmt: skip
         return Build.of("exl2_decode.cu", macros)
 
@@ -97,7 +97,7 @@ def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -
     kernel.launch(
         (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima,
         sort_rows(x, matrix), out, residual, None, space.sums, space.counters, plan.runs.shape[-2],
-        plan.tiles.shape[1], x.shape[0], out.shape[1], shared_bytes=plan.shared_bytes,
+        plan.tiles.shape[1], x.shape[0], out.shape[1], shared_bytes=plan.shared_bytes, overlap=True,
     )  # fmt: skip
 
 
@@ -108,7 +108,16 @@ def sort_rows(x: Tensor, matrix: Streamed) -> Tensor:
     given, rows = matrix.input, x.shape[0]
     out = torch.empty(given.num_bytes(rows), dtype=torch.uint8, device=x.device)
     Kernel.get(Build.of("activations.cu", {"IN": INPUT_KINDS[x.dtype]}), "sort_rows", x.device).launch(
-        (-(-given.num_groups // 4), rows), 128, x, given.order, given.groups, out, given.num_groups, rows, x.stride(0)
+        (-(-given.num_groups // 4), rows),
+        128,
+        x,
+        given.order,
+        given.groups,
+        out,
+        given.num_groups,
+        rows,
+        x.stride(0),
+        overlap=True,
     )
     return out
 

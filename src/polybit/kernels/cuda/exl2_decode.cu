@@ -7,8 +7,9 @@
 // activations.cu. stream.py describes the bytes and schedule.py who works on which part of them.
 //
 // Compile-time: NT (tiles of 8 activation rows), ONE (there is one row), WN (warps over columns), WK (warps over rows),
-// SLOTS (chunks of a warp's ring), RESIDENT (thread blocks that fit a multiprocessor), OUT_FLOAT, PDL (programmatic dependent launch).
+// SLOTS (chunks of a warp's ring), RESIDENT (thread blocks that fit a multiprocessor), OUT_FLOAT.
 
+#include "overlap.cuh"
 #include "unpack.cuh"
 
 constexpr int WARPS = WN * WK;
@@ -48,18 +49,6 @@ __device__ __forceinline__ u32 input_header(u32 num_tokens) { return ONE ? 16 : 
 
 __device__ __forceinline__ u32 shared_address(const void* p) {
     return static_cast<u32>(__cvta_generic_to_shared(p));
-}
-
-__device__ __forceinline__ void wait_for_previous_grid() {
-#if PDL && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void let_next_grid_start() {
-#if PDL && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
 }
 
 // ---- copies to shared memory: by the copy engine where there is one, else by the lanes

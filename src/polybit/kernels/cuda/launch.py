@@ -21,6 +21,7 @@ class Kernel:
     def __init__(self, build: Build, name: str, device: torch.device) -> None:
         self._device = torch.empty(0, device=device).get_device()
         self._kernel = compiled(build, name, self._device)
+        self._can_overlap = torch.cuda.get_device_capability(self._device) >= (9, 0)
         _allow_shared(self._kernel, self._device)
 
     @staticmethod
@@ -29,9 +30,14 @@ class Kernel:
         """Compiled at the first call. KernelError where that is not possible."""
         return Kernel(build, name, device)
 
-    def launch(self, grid: tuple[int, ...], threads: int, *arguments: Argument, shared_bytes: int = 0) -> None:
-        """Tensors go as pointers, None as a null pointer, plain integers as unsigned ones of 32 bits."""
-        config = _config(grid, threads, shared_bytes)
+    def launch(
+        self, grid: tuple[int, ...], threads: int, *arguments: Argument, shared_bytes: int = 0, overlap: bool = False
+    ) -> None:
+        """Tensors go as pointers, None as a null pointer, plain integers as unsigned ones of 32 bits.
+
+        overlap: the kernel waits for the launch before it itself (`overlap.cuh`), and may start earlier.
+        """
+        config = _config(grid, threads, shared_bytes, overlap and self._can_overlap)
         stream = _stream(torch.cuda.current_stream(self._device).cuda_stream)
         core.launch(stream, config, self._kernel, *map(_argument, arguments))
 
@@ -45,8 +51,10 @@ def _argument(value: Argument) -> Any:
 
 
 @cache
-def _config(grid: tuple[int, ...], threads: int, shared_bytes: int) -> Any:
-    return core.LaunchConfig(grid=grid, block=threads, shmem_size=shared_bytes)
+def _config(grid: tuple[int, ...], threads: int, shared_bytes: int, overlap: bool) -> Any:
+    return core.LaunchConfig(
+        grid=grid, block=threads, shmem_size=shared_bytes, programmatic_stream_serialization=overlap
+    )
 
 
 @cache
