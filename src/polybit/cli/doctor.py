@@ -30,6 +30,7 @@ class Extra:
 
 
 EXTRAS = (
+    Extra("cuda-core", "the fastest kernels on NVIDIA graphics cards"),
     Extra("numba", "fast conversion on the CPU"),
     Extra("gguf", "GGUF files as a source for conversion, and the demo"),
     Extra("pyarrow", "parquet files as calibration text"),
