@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 from polybit.errors import KernelError
 from polybit.kernels.cuda import compile as compiling
 from polybit.kernels.cuda.compile import Build, compile_cubin
-from polybit.kernels.cuda.decode import INPUT_KINDS, form_for
+from polybit.kernels.cuda.decode import KINDS, activations, form_for
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -28,7 +28,7 @@ def test_products_of_several_rows(architecture, rows) -> None:
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_120"])
 def test_streams_and_activations(architecture) -> None:
-    builds = [Build("exl2_stream.cu"), *(Build.of("activations.cu", {"IN": kind}) for kind in INPUT_KINDS.values())]
+    builds = [Build("exl2_stream.cu"), *(activations(kind, torch.bfloat16) for kind in KINDS)]
     assert all(len(compile_cubin(build, architecture)) > 1000 for build in builds)
 
 
@@ -40,7 +40,7 @@ def test_an_unknown_card_is_one_line() -> None:
 
 def test_compiled_code_is_kept_and_found_again(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("POLYBIT_CACHE", str(tmp_path))
-    build = Build.of("activations.cu", {"IN": INPUT_KINDS[torch.float16]})
+    build = activations(torch.float16, torch.float16)
     code = compiling.cached_cubin(build, "sm_80")
     monkeypatch.setattr(compiling, "compile_cubin", lambda *_: pytest.fail("compiled again"))
     assert compiling.cached_cubin(build, "sm_80") == code

@@ -1,5 +1,7 @@
 """Products with dense and quantized matrices; quantized ones are compared through the format's own dequantization."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,9 @@ from polybit.format import exl2, gptq
 from polybit.format.exl2 import Exl2Tensor, Group, Layout
 from polybit.format.gptq import GptqTensor
 from polybit.format.packing import pack_codes
+from polybit.kernels import reference
 from polybit.kernels.reference import matrices
+from polybit.spec import Activation
 
 MIXES = {
     "2, tall": [(2, 416)],
@@ -132,3 +136,51 @@ def test_dense_matmul(backend, device, dtype, random) -> None:
     x = torch.randn(3, 48, generator=random).to(device, dtype)
     matrix = backend.prepare_dense(weight, device, dtype)
     assert_close(backend.matmul(x, matrix), x.cpu().double() @ weight.to(dtype).double().T, "matmul")
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 70])
+@pytest.mark.parametrize("groups", [MIXES["2"], MIXES["8+6+5+4+3+2"]], ids=["2", "8+6+5+4+3+2"])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_norm_before_the_product(backend, device, random, rows, groups, kind) -> None:
+    tensor = random_exl2(groups, 96, random)
+    matrix = backend.prepare_exl2(tensor, 1.0, device, kind, False)
+    x = torch.randn(rows, tensor.in_features, generator=random) * torch.logspace(-3, 3, rows)[:, None]
+    weight = torch.rand(tensor.in_features, generator=random).to(kind)
+    normed = reference.rms_norm(x.double(), weight.double(), 1e-6, 1.0)
+    product = backend.norm_matmul(x.to(device), weight.to(device), 1e-6, 1.0, matrix)
+    assert product.dtype == kind
+    assert_close(product, normed @ exl2.dequantize(tensor).double(), "matmul")
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 70])
+@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_gate_before_the_product(backend, device, random, rows, activation, has_residual) -> None:
+    tensor = random_exl2(MIXES["4+3"], 96, random)
+    matrix = backend.prepare_exl2(tensor, 1.0, device, torch.float16, False)
+    both = torch.randn(rows, 2 * tensor.in_features, generator=random).half()
+    gate, up = both.to(device).chunk(2, dim=1)  # rows of a wider matrix, as a joint product leaves them
+    residual = torch.randn(rows, 96, generator=random) if has_residual else None
+    gated = reference.gated_activate(*both.double().chunk(2, dim=1), activation)
+    expected = gated @ exl2.dequantize(tensor).double() + (0 if residual is None else residual.double())
+    given = None if residual is None else residual.to(device)
+    product = backend.gated_matmul(gate, up, activation, matrix, given)
+    assert product.dtype == (torch.float32 if has_residual else torch.float16)
+    assert_close(product.half(), expected, "matmul")
+
+
+@pytest.mark.parametrize("rows", [1, 7, 70])
+@pytest.mark.parametrize("same_order", [False, True])
+def test_joined_matrices_of_different_layouts(backend, device, random, rows, same_order) -> None:
+    tensors = [random_exl2(groups, width, random) for groups, width in
+               ((MIXES["8+6+5+4+3+2"], 96), ([(4, 128), (2, 96)], 32), (MIXES["8+6+5+4+3+2"], 160))]  # fmt: skip
+    if same_order:
+        tensors = [replace(tensor, q_invperm=tensors[0].q_invperm) for tensor in tensors]
+    matrices_ = [backend.prepare_exl2(tensor, 1.0, device, torch.float16, False) for tensor in tensors]
+    joined = backend.join(matrices_)
+    if joined is None:
+        pytest.skip(f"{backend.NAME} gains nothing by it")
+    x = torch.randn(rows, 224, generator=random).half()
+    expected = torch.cat([exl2.dequantize(tensor) for tensor in tensors], dim=1)
+    assert torch.equal(backend.dequantize(joined).cpu(), expected)
+    assert_close(backend.matmul(x.to(device), joined), x.double() @ expected.double(), "matmul")

@@ -57,6 +57,14 @@ class Backend(Protocol):
     def matmul(self, x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
         """x [T, K] -> [T, N] in x's dtype; with a residual [T, N], their sum in the residual's."""
 
+    def norm_matmul(self, x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Matrix) -> Tensor:
+        """matmul of rms_norm(x), x [T, K] and weight [K] -> [T, N] in the weight's dtype."""
+
+    def gated_matmul(
+        self, gate: Tensor, up: Tensor, activation: Activation, matrix: Matrix, residual: Tensor | None = None
+    ) -> Tensor:
+        """matmul of gated_activate(gate, up), both [T, K]."""
+
     def dequantize(self, matrix: Matrix) -> Tensor:
         """[K, N] in the dtype that the matrix was prepared for."""
 

@@ -9,10 +9,9 @@ from torch import Tensor
 from polybit import spec
 from polybit.kernels.protocol import Backend
 from polybit.model.device import current
-from polybit.modules.norm import NormFn
 from polybit.modules.rope import RopeTables
 from polybit.modules.step import KVStore, Step
-from polybit.modules.weights import LinearFn
+from polybit.modules.weights import LinearFn, NormFn
 
 LayerFn = Callable[[Tensor, Step, KVStore], Tensor]
 

@@ -16,10 +16,10 @@ from polybit import spec
 from polybit.errors import KernelError
 from polybit.model.pinned import pinned_bytes
 from polybit.model.plan import OFFLOAD_SLOTS
-from polybit.model.weights import FolderWeights, Linear
+from polybit.model.weights import FolderWeights, GatedLinear, Linear
 from polybit.modules.block import Layer
 from polybit.modules.step import KVStore, Step
-from polybit.modules.weights import JointFn, one_by_one
+from polybit.modules.weights import GatedFn, JointFn, NormFn, one_by_one
 
 ALIGNMENT = 256  # bytes; where tensors start in a place
 
@@ -175,8 +175,11 @@ class FerriedWeights:
     def linear(self, node: spec.Linear) -> Linear:
         return self.linears[node.key]
 
-    def joint(self, nodes: Sequence[spec.Linear]) -> JointFn:
-        return one_by_one([self.linear(node) for node in nodes])
+    def joint(self, nodes: Sequence[spec.Linear], norm: NormFn | None) -> JointFn:
+        return one_by_one([self.linear(node) for node in nodes], norm, self.dtype)
+
+    def gated(self, node: spec.Linear, activation: spec.Activation) -> GatedFn:
+        return GatedLinear(self.linear(node), activation)
 
     def vector(self, name: str) -> Tensor:
         return self.folder.vector(name)

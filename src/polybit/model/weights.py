@@ -12,7 +12,8 @@ from polybit.format import exl2, gptq
 from polybit.format.checkpoint import Checkpoint
 from polybit.format.dense import read_dense
 from polybit.kernels.protocol import Backend, Matrix
-from polybit.modules.weights import JointFn, one_by_one
+from polybit.modules.norm import RmsNorm
+from polybit.modules.weights import JointFn, NormFn, one_by_one
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,17 @@ class Linear:
     backend: Backend
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if residual is not None and self.bias is None and residual.shape[1] == self.matrix.out_features:
+        if residual is not None and self.is_plain:
             return self.backend.matmul(x, self.matrix, residual)
-        y = self.backend.matmul(x, self.matrix)
+        return self.finish(self.backend.matmul(x, self.matrix), residual)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the product of the matrix is all."""
+        return self.bias is None and self.out_features == self.matrix.out_features
+
+    def finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
+        """What is left to do after the product y [T, N with padding]."""
         if self.bias is not None:
             y = y + self.bias
         y = y[:, : self.out_features]
@@ -35,16 +44,39 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class GatedLinear:
+    """y = act(gate) * up W + bias"""
+
+    linear: Linear
+    activation: spec.Activation
+
+    def __call__(self, gate: Tensor, up: Tensor, residual: Tensor | None = None) -> Tensor:
+        linear, backend = self.linear, self.linear.backend
+        if linear.is_plain:
+            return backend.gated_matmul(gate, up, self.activation, linear.matrix, residual)
+        return linear.finish(backend.gated_matmul(gate, up, self.activation, linear.matrix), residual)
+
+
+@dataclass(frozen=True)
 class JointLinear:
-    """Several linears of one input as one product."""
+    """Several linears of one input, which is first normed, as one product."""
 
     whole: Linear
+    norm: NormFn | None
+    dtype: torch.dtype
     widths: tuple[int, ...]  # with the padding of each matrix
     out_features: tuple[int, ...]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        parts = torch.split(self.whole(x), list(self.widths), dim=1)
+        parts = torch.split(self._product(x), list(self.widths), dim=1)
         return tuple(part[:, :width] for part, width in zip(parts, self.out_features, strict=True))
+
+    def _product(self, x: Tensor) -> Tensor:
+        whole, norm = self.whole, self.norm
+        if isinstance(norm, RmsNorm):
+            y = whole.backend.norm_matmul(x, norm.weight, norm.eps, norm.offset, whole.matrix)
+            return whole.finish(y, None)
+        return whole((x if norm is None else norm(x)).to(self.dtype))
 
 
 @dataclass(frozen=True)
@@ -64,11 +96,16 @@ class FolderWeights:
             bias = bias.to(self.device, self.dtype) * node.prescale
         return Linear(matrix, bias, node.out_features, self.backend)
 
-    def joint(self, nodes: Sequence[spec.Linear]) -> JointFn:
+    def joint(self, nodes: Sequence[spec.Linear], norm: NormFn | None) -> JointFn:
         linears = [self.linear(node) for node in nodes]
         alike = len({linear.bias is None for linear in linears}) == 1
         matrix = self.backend.join([linear.matrix for linear in linears]) if alike else None
-        return one_by_one(linears) if matrix is None else _joined(matrix, linears)
+        if matrix is None:
+            return one_by_one(linears, norm, self.dtype)
+        return _joined(matrix, linears, norm, self.dtype)
+
+    def gated(self, node: spec.Linear, activation: spec.Activation) -> GatedLinear:
+        return GatedLinear(self.linear(node), activation)
 
     def vector(self, name: str) -> Tensor:
         return self.checkpoint.tensor(name).to(self.device, self.dtype)
@@ -105,9 +142,9 @@ class FolderWeights:
         return self.backend.prepare_dense(scaled, self.device, self.dtype)
 
 
-def _joined(matrix: Matrix, linears: Sequence[Linear]) -> JointLinear:
+def _joined(matrix: Matrix, linears: Sequence[Linear], norm: NormFn | None, dtype: torch.dtype) -> JointLinear:
     widths = tuple(linear.matrix.out_features for linear in linears)
     biases = [F.pad(linear.bias, (0, width - len(linear.bias))) for linear, width in zip(linears, widths, strict=True)
               if linear.bias is not None]  # fmt: skip
     whole = Linear(matrix, torch.cat(biases) if biases else None, sum(widths), linears[0].backend)
-    return JointLinear(whole, widths, tuple(linear.out_features for linear in linears))
+    return JointLinear(whole, norm, dtype, widths, tuple(linear.out_features for linear in linears))

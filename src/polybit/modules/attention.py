@@ -6,10 +6,10 @@ from torch import Tensor
 
 from polybit import spec
 from polybit.kernels.protocol import Backend
-from polybit.modules.norm import NormFn, build_head_norm
+from polybit.modules.norm import build_head_norm
 from polybit.modules.rope import RopeTable, RopeTables
 from polybit.modules.step import KVStore, Step
-from polybit.modules.weights import JointFn, LinearFn, Weights
+from polybit.modules.weights import JointFn, LinearFn, NormFn, Weights
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Attention:
     backend: Backend
 
     def __call__(self, x: Tensor, step: Step, store: KVStore, residual: Tensor | None = None) -> Tensor:
-        """x [T, E] -> [T, E], added to the residual if there is one."""
+        """x [T, E], not normed yet -> [T, E], added to the residual if there is one."""
         node = self.node
         q, k, v = self.qkv(x)
         q, k = self._rotate(
@@ -68,12 +68,13 @@ class Attention:
 
 
 def build_attention(
-    node: spec.Attention, layer: int, weights: Weights, backend: Backend, ropes: RopeTables
+    node: spec.Attention, layer: int, norm: NormFn | None, weights: Weights, backend: Backend, ropes: RopeTables
 ) -> Attention:
+    """`norm` comes before it."""
     return Attention(
         node=node,
         layer=layer,
-        qkv=weights.joint((node.q, node.k, node.v)),
+        qkv=weights.joint((node.q, node.k, node.v), norm),
         o=weights.linear(node.o),
         q_norm=build_head_norm(node.q_norm, node.head_dim, weights, backend),
         k_norm=build_head_norm(node.k_norm, node.head_dim, weights, backend),

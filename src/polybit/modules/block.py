@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from typing_extensions import assert_never
 
@@ -10,40 +9,34 @@ from polybit import spec
 from polybit.kernels.protocol import Backend
 from polybit.modules.attention import Attention, build_attention
 from polybit.modules.mlp import MlpFn, build_mlp
-from polybit.modules.norm import NormFn, build_norm
+from polybit.modules.norm import build_norm
 from polybit.modules.rope import RopeTables
 from polybit.modules.step import KVStore, Step
-from polybit.modules.weights import Weights
+from polybit.modules.weights import NormFn, Weights
 
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """x + post(attn(pre(x)))"""
+    """x + post(attn(x)); the norm before it is the attention's."""
 
-    norm: NormFn | None
     attn: Attention
     post_norm: NormFn | None
-    dtype: torch.dtype
 
     def __call__(self, x: Tensor, step: Step, store: KVStore) -> Tensor:
-        h = _normed(self.norm, x, self.dtype)
         if self.post_norm is None:
-            return self.attn(h, step, store, residual=x)
-        return x + self.post_norm(self.attn(h, step, store))
+            return self.attn(x, step, store, residual=x)
+        return x + self.post_norm(self.attn(x, step, store))
 
 
 @dataclass(frozen=True)
 class MlpLayer:
-    """x + post(mlp(pre(x)))"""
+    """x + post(mlp(x)); the norm before it is the MLP's."""
 
-    norm: NormFn | None
     mlp: MlpFn
     post_norm: NormFn | None
-    dtype: torch.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        h = _normed(self.norm, x, self.dtype)
-        return self.mlp(h, x) if self.post_norm is None else x + self.post_norm(self.mlp(h))
+        return self.mlp(x, x) if self.post_norm is None else x + self.post_norm(self.mlp(x))
 
 
 @dataclass(frozen=True)
@@ -57,46 +50,32 @@ class SequentialLayer:
 
 @dataclass(frozen=True)
 class ParallelLayer:
-    """x + attn(norm(x)) + mlp(norm(x))"""
+    """x + attn(x) + mlp(x); the same norm is before both."""
 
-    norm: NormFn
     attn: Attention
     mlp: MlpFn
-    dtype: torch.dtype
 
     def __call__(self, x: Tensor, step: Step, store: KVStore) -> Tensor:
-        h = _normed(self.norm, x, self.dtype)
-        return self.mlp(h, self.attn(h, step, store, residual=x))
-
-
-def _normed(norm: NormFn | None, x: Tensor, dtype: torch.dtype) -> Tensor:
-    return (x if norm is None else norm(x)).to(dtype)
+        return self.mlp(x, self.attn(x, step, store, residual=x))
 
 
 Layer = SequentialLayer | ParallelLayer
 
 
 def build_block(node: spec.Block, layer: int, weights: Weights, backend: Backend, ropes: RopeTables) -> Layer:
-    attn = build_attention(node.attn, layer, weights, backend, ropes)
-    mlp = build_mlp(node.mlp, weights, backend)
     match node:
         case spec.SequentialBlock():
+            attn_norm, mlp_norm = _norm(node.attn_norm, weights, backend), _norm(node.mlp_norm, weights, backend)
+            attn = build_attention(node.attn, layer, attn_norm, weights, backend, ropes)
+            mlp = build_mlp(node.mlp, mlp_norm, weights, backend)
             return SequentialLayer(
-                AttentionLayer(
-                    _norm(node.attn_norm, weights, backend),
-                    attn,
-                    _norm(node.attn_post_norm, weights, backend),
-                    weights.dtype,
-                ),
-                MlpLayer(
-                    _norm(node.mlp_norm, weights, backend),
-                    mlp,
-                    _norm(node.mlp_post_norm, weights, backend),
-                    weights.dtype,
-                ),
+                AttentionLayer(attn, _norm(node.attn_post_norm, weights, backend)),
+                MlpLayer(mlp, _norm(node.mlp_post_norm, weights, backend)),
             )
-        case spec.ParallelBlock(norm=norm):
-            return ParallelLayer(build_norm(norm, weights, backend), attn, mlp, weights.dtype)
+        case spec.ParallelBlock():
+            norm = build_norm(node.norm, weights, backend)
+            attn = build_attention(node.attn, layer, norm, weights, backend, ropes)
+            return ParallelLayer(attn, build_mlp(node.mlp, norm, weights, backend))
     assert_never(node)
 
 

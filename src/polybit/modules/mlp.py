@@ -9,45 +9,47 @@ from typing_extensions import assert_never
 
 from polybit import spec
 from polybit.kernels.protocol import Backend
-from polybit.modules.weights import JointFn, LinearFn, Weights
+from polybit.modules.weights import GatedFn, JointFn, LinearFn, NormFn, Weights
 
 
 class MlpFn(Protocol):
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x [T, E] -> [T, E], added to the residual if there is one."""
+        """x [T, E], not normed yet -> [T, E], added to the residual if there is one."""
 
 
 @dataclass(frozen=True)
 class GatedMlp:
     gate_up: JointFn
-    down: LinearFn
-    activation: spec.Activation
-    backend: Backend
+    down: GatedFn
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         gate, up = self.gate_up(x)
-        return self.down(self.backend.gated_activate(gate, up, self.activation), residual)
+        return self.down(gate, up, residual)
 
 
 @dataclass(frozen=True)
 class PlainMlp:
-    up: LinearFn
+    up: JointFn  # of one matrix
     down: LinearFn
     activation: spec.Activation
     backend: Backend
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.down(self.backend.activate(self.up(x), self.activation), residual)
+        (up,) = self.up(x)
+        return self.down(self.backend.activate(up, self.activation), residual)
 
 
 @dataclass(frozen=True)
 class SparseMoe:
+    norm: NormFn | None
+    dtype: torch.dtype
     router: Tensor  # [experts, E]
     experts: tuple[MlpFn, ...]
     top_k: int
     renormalise: bool
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        x = (x if self.norm is None else self.norm(x)).to(self.dtype)
         shares, chosen = self._route(x)
         out = torch.zeros_like(x)
         for e, expert in enumerate(self.experts):
@@ -65,14 +67,15 @@ class SparseMoe:
         return shares, chosen
 
 
-def build_mlp(node: spec.Mlp, weights: Weights, backend: Backend) -> MlpFn:
+def build_mlp(node: spec.Mlp, norm: NormFn | None, weights: Weights, backend: Backend) -> MlpFn:
+    """`norm` comes before it."""
     match node:
         case spec.GatedMlp(gate=gate, up=up, down=down, activation=activation):
-            return GatedMlp(weights.joint((gate, up)), weights.linear(down), activation, backend)
+            return GatedMlp(weights.joint((gate, up), norm), weights.gated(down, activation))
         case spec.PlainMlp(up=up, down=down, activation=activation):
-            return PlainMlp(weights.linear(up), weights.linear(down), activation, backend)
+            return PlainMlp(weights.joint((up,), norm), weights.linear(down), activation, backend)
         case spec.SparseMoe():
-            experts = tuple(build_mlp(expert, weights, backend) for expert in node.experts)
+            experts = tuple(build_mlp(expert, None, weights, backend) for expert in node.experts)
             router = weights.vector(f"{node.router_key}.weight")
-            return SparseMoe(router, experts, node.top_k, node.renormalise)
+            return SparseMoe(norm, weights.dtype, router, experts, node.top_k, node.renormalise)
     assert_never(node)

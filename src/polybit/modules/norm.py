@@ -1,6 +1,6 @@
 """Norms over the hidden state and over attention heads."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
@@ -8,9 +8,20 @@ from typing_extensions import assert_never
 
 from polybit import spec
 from polybit.kernels.protocol import Backend
-from polybit.modules.weights import Weights
+from polybit.modules.weights import NormFn, Weights
 
-NormFn = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True)
+class RmsNorm:
+    """Data, so that a product that follows can take it along."""
+
+    weight: Tensor
+    eps: float
+    offset: float
+    backend: Backend
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.backend.rms_norm(x, self.weight, self.eps, self.offset)
 
 
 def build_norm(node: spec.Norm, weights: Weights, backend: Backend) -> NormFn:
@@ -18,7 +29,7 @@ def build_norm(node: spec.Norm, weights: Weights, backend: Backend) -> NormFn:
     weight = weights.vector(f"{node.key}.weight")
     match node:
         case spec.RMSNorm(eps=eps, offset=offset):
-            return partial(backend.rms_norm, weight=weight, eps=eps, offset=offset)
+            return RmsNorm(weight, eps, offset, backend)
         case spec.LayerNorm(key=key, eps=eps, bias=has_bias):
             bias = weights.vector(f"{key}.bias") if has_bias else None
             return partial(backend.layer_norm, weight=weight, bias=bias, eps=eps)

@@ -93,7 +93,7 @@ def open_block(
 ) -> OpenBlock:
     """Read block `index` into memory; `shrinkage` of its Hessians."""
     node = source.spec.blocks[index]
-    weights = ProbeWeights(source.checkpoint, device)
+    weights = ProbeWeights(source.checkpoint, device, backend)
     attend, feed = _forwards(build_block(node, 0, weights, backend, ropes))
     attention, mlp = slots_of(node)
     return OpenBlock(
@@ -108,11 +108,8 @@ def _forwards(layer: Layer) -> tuple[Forward, Forward]:
     match layer:
         case SequentialLayer(attn=attn, mlp=mlp):
             return attn, lambda x, step, store: mlp(x)
-        case ParallelLayer(norm=norm, attn=parallel_attn, mlp=parallel_mlp):
-            return (
-                lambda x, step, store: parallel_attn(norm(x), step, store),
-                lambda x, step, store: parallel_mlp(norm(x)),
-            )
+        case ParallelLayer(attn=parallel_attn, mlp=parallel_mlp):
+            return parallel_attn, lambda x, step, store: parallel_mlp(x)
 
 
 def _chunks(x: Tensor) -> tuple[Tensor, ...]:

@@ -90,7 +90,7 @@ def quantize_layer(
 def quantize_head(bench: Workbench, job: Job, x: Tensor, head_bits: int) -> None:
     """x [R, L, E], the last layer's quantized outputs."""
     model, node = bench.source.spec, bench.source.spec.head.linear
-    norm = build_norm(model.norm, ProbeWeights(bench.source.checkpoint, bench.device), bench.backend)
+    norm = build_norm(model.norm, ProbeWeights(bench.source.checkpoint, bench.device, bench.backend), bench.backend)
     hessian = Hessian(node.in_features, bench.device)
     for row in x:
         hessian.add(norm(row.to(bench.device)))

@@ -9,7 +9,8 @@ from polybit import spec
 from polybit.errors import FormatError
 from polybit.format.checkpoint import Checkpoint
 from polybit.format.dense import read_dense
-from polybit.modules.weights import JointFn, one_by_one
+from polybit.kernels.protocol import Backend
+from polybit.modules.weights import GatedFn, JointFn, NormFn, after_gate, one_by_one
 
 Listener = Callable[[Tensor], None]
 
@@ -40,8 +41,9 @@ class ProbeWeights:
 
     dtype = torch.float32
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, backend: Backend) -> None:
         self._checkpoint = checkpoint
+        self._backend = backend
         self._device = device
         self.probes: dict[str, Probe] = {}
 
@@ -52,8 +54,11 @@ class ProbeWeights:
         self.probes[node.key] = Probe(node, original, offset)
         return self.probes[node.key]
 
-    def joint(self, nodes: Sequence[spec.Linear]) -> JointFn:
-        return one_by_one([self.linear(node) for node in nodes])
+    def joint(self, nodes: Sequence[spec.Linear], norm: NormFn | None) -> JointFn:
+        return one_by_one([self.linear(node) for node in nodes], norm, self.dtype)
+
+    def gated(self, node: spec.Linear, activation: spec.Activation) -> GatedFn:
+        return after_gate(self.linear(node), activation, self._backend)
 
     def vector(self, name: str) -> Tensor:
         return in_half(self._checkpoint.tensor(name), name).to(self._device).float()

@@ -3,7 +3,7 @@
 Needs the extra `polybit[cuda]`: cuda-core, which brings NVRTC. No toolkit, no compiler.
 """
 
-from polybit.kernels.cuda.matrices import dequantize, join, matmul, prepare_exl2
+from polybit.kernels.cuda.matrices import dequantize, gated_matmul, join, matmul, norm_matmul, prepare_exl2
 from polybit.kernels.triton import (
     activate,
     attention,
@@ -27,9 +27,11 @@ __all__ = [
     "dequantize",
     "embedding",
     "gated_activate",
+    "gated_matmul",
     "join",
     "layer_norm",
     "matmul",
+    "norm_matmul",
     "prepare_dense",
     "prepare_exl2",
     "prepare_gptq",
@@ -41,4 +43,4 @@ __all__ = [
 NAME = "cuda"
 DEVICES = frozenset({"cuda"})
 READS_PACKED = True
-NATIVE_OPS = frozenset({"dequantize", "matmul"})
+NATIVE_OPS = frozenset({"dequantize", "gated_matmul", "matmul", "norm_matmul"})

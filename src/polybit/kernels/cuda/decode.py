@@ -1,6 +1,6 @@
 """Products of few rows straight from the stream: which build of `exl2_decode` for how many rows, and its launch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from polybit.errors import KernelError
 from polybit.kernels.cuda.compile import Build
-from polybit.kernels.cuda.launch import Kernel, shared_memory
+from polybit.kernels.cuda.launch import Argument, Kernel, shared_memory
 from polybit.kernels.cuda.schedule import Shape, Warps, make_schedule
 from polybit.kernels.cuda.stream import TILE_COLUMNS
 from polybit.kernels.cuda.streamed import Streamed
+from polybit.spec import Activation
 
 MAX_ROWS = 64  # more rows are better served by dequantizing
 ROWS_AT_ONCE = 16
@@ -22,7 +23,8 @@ WEIGHT_BYTES = 2176  # of a chunk in the ring
 SLOTS = 3  # chunks of a warp's ring
 SUM_BYTES = 4 * (TILE_COLUMNS + 4)  # of a row's sums over one tile
 STATIC_BYTES = 6144  # shared memory that the kernel declares itself, and what the driver keeps
-INPUT_KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
+KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
+ACTIVATIONS = (Activation.SILU, Activation.GELU, Activation.GELU_TANH, Activation.RELU)
 
 
 @dataclass(frozen=True)
@@ -76,50 +78,82 @@ class Workspace:
     counters: Tensor  # zero between launches
 
 
+Sort = Callable[[slice], Tensor]  # some rows of the activations -> as the kernel reads them
+
+
 def multiply(x: Tensor, matrix: Streamed, residual: Tensor | None = None) -> Tensor:
     """x [T, K], T at most MAX_ROWS -> residual + x W [T, N] in x's dtype, or in the residual's."""
-    out_dtype = x.dtype if residual is None else residual.dtype
-    kernel_dtype = torch.float16 if out_dtype == torch.float16 else torch.float32
+    dtype = x.dtype if residual is None else residual.dtype
+    x = _rows_whole(x)
+    return _multiply(len(x), matrix, dtype, residual, lambda rows: _sort("sort_rows", matrix, x[rows], x.stride(0)))
+
+
+def norm_multiply(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Streamed) -> Tensor:
+    """As multiply of rms_norm(x), without rounding between; in the matrix's dtype."""
+    x = _rows_whole(x)
+
+    def sort(rows: slice) -> Tensor:
+        numbers = np.float32(eps), np.float32(offset)
+        return _sort("norm_sort_rows", matrix, x[rows], x.stride(0), weight, x.shape[1], *numbers, kind=weight.dtype)
+
+    return _multiply(len(x), matrix, matrix.dtype, None, sort)
+
+
+def gated_multiply(
+    gate: Tensor, up: Tensor, activation: Activation, matrix: Streamed, residual: Tensor | None
+) -> Tensor:
+    """As multiply of act(gate) * up, without rounding between."""
+    gate, up = _rows_whole(gate), _rows_whole(up)
+    dtype = gate.dtype if residual is None else residual.dtype
+
+    def sort(rows: slice) -> Tensor:
+        strides, number = (gate.stride(0), up.stride(0)), ACTIVATIONS.index(activation)
+        return _sort("gated_sort_rows", matrix, gate[rows], strides[0], up[rows], strides[1], number)
+
+    return _multiply(len(gate), matrix, dtype, residual, sort)
+
+
+def _rows_whole(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _multiply(num_rows: int, matrix: Streamed, dtype: torch.dtype, residual: Tensor | None, sort: Sort) -> Tensor:
+    kernel_dtype = torch.float16 if dtype == torch.float16 else torch.float32
     if residual is not None:
         residual = residual.to(kernel_dtype).contiguous()
-    out = torch.empty(x.shape[0], matrix.out_features, dtype=kernel_dtype, device=x.device)
-    for start in range(0, x.shape[0], ROWS_AT_ONCE):
+    out = torch.empty(num_rows, matrix.out_features, dtype=kernel_dtype, device=matrix.stream.device)
+    for start in range(0, num_rows, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        _launch(x[rows], matrix, None if residual is None else residual[rows], out[rows])
-    return out.to(out_dtype)
+        _launch(sort(rows), matrix, None if residual is None else residual[rows], out[rows])
+    return out.to(dtype)
 
 
 def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -> None:
-    form, given = form_for(x.shape[0]), matrix.input
-    plan = _plan(form, x.shape[0], matrix.shapes, given.row_blocks, given.first_groups, x.device)
-    kernel = Kernel.get(form.build(plan.warps, out.dtype == torch.float32), "exl2_decode", x.device)
-    space = _workspace(x.device)
+    num_rows, given, device = out.shape[0], matrix.input, out.device
+    form = form_for(num_rows)
+    plan = _plan(form, num_rows, matrix.shapes, given.row_blocks, given.first_groups, device)
+    kernel = Kernel.get(form.build(plan.warps, out.dtype == torch.float32), "exl2_decode", device)
+    space = _workspace(device)
     kernel.launch(
-        (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima,
-        sort_rows(x, matrix), out, residual, None, space.sums, space.counters, plan.runs.shape[-2],
-        plan.tiles.shape[1], x.shape[0], out.shape[1], shared_bytes=plan.shared_bytes, overlap=True,
+        (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima, x, out, residual,
+        None, space.sums, space.counters, plan.runs.shape[-2], plan.tiles.shape[1], num_rows, out.shape[1],
+        shared_bytes=plan.shared_bytes, overlap=True,
     )  # fmt: skip
 
 
-def sort_rows(x: Tensor, matrix: Streamed) -> Tensor:
-    """x [T, K] as the kernel reads it, see `activations.cu`."""
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    given, rows = matrix.input, x.shape[0]
-    out = torch.empty(given.num_bytes(rows), dtype=torch.uint8, device=x.device)
-    Kernel.get(Build.of("activations.cu", {"IN": INPUT_KINDS[x.dtype]}), "sort_rows", x.device).launch(
-        (-(-given.num_groups // 4), rows),
-        128,
-        x,
-        given.order,
-        given.groups,
-        out,
-        given.num_groups,
-        rows,
-        x.stride(0),
-        overlap=True,
-    )
+def _sort(name: str, matrix: Streamed, x: Tensor, *arguments: Argument, kind: torch.dtype = torch.float16) -> Tensor:
+    """The activations that kernel `name` of `activations.cu` makes of x [T, K], sorted for `matrix`."""
+    given, num_rows = matrix.input, x.shape[0]
+    out = torch.empty(given.num_bytes(num_rows), dtype=torch.uint8, device=x.device)
+    Kernel.get(activations(x.dtype, kind), name, x.device).launch(
+        (-(-given.num_groups // 4), num_rows), 128, given.order, given.groups, out, given.num_groups, num_rows, x,
+        *arguments, overlap=True,
+    )  # fmt: skip
     return out
+
+
+def activations(dtype: torch.dtype, weight_dtype: torch.dtype) -> Build:
+    return Build.of("activations.cu", {"IN": KINDS[dtype], "WEIGHT": KINDS[weight_dtype]})
 
 
 @cache

@@ -8,11 +8,12 @@ from torch import Tensor
 from polybit.format.exl2 import Exl2Tensor
 from polybit.kernels import triton
 from polybit.kernels.cuda import streamed
-from polybit.kernels.cuda.decode import MAX_ROWS, multiply
+from polybit.kernels.cuda.decode import MAX_ROWS, gated_multiply, multiply, norm_multiply
 from polybit.kernels.cuda.stream import TILE_COLUMNS
 from polybit.kernels.cuda.streamed import Streamed
 from polybit.kernels.protocol import Matrix
 from polybit.kernels.reference.matrices import column_parts
+from polybit.spec import Activation
 
 HALF = (torch.float16, torch.bfloat16)  # the kernels round activations to 11 bits
 
@@ -37,6 +38,20 @@ def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
         return multiply(x, matrix, residual)
     y = _multiply_dense(x, matrix)
     return y if residual is None else residual + y
+
+
+def norm_matmul(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Matrix) -> Tensor:
+    if isinstance(matrix, Streamed) and x.shape[0] <= MAX_ROWS and weight.dim() == 1:
+        return norm_multiply(x, weight, eps, offset, matrix)
+    return matmul(triton.rms_norm(x, weight, eps, offset).to(weight.dtype), matrix)
+
+
+def gated_matmul(
+    gate: Tensor, up: Tensor, activation: Activation, matrix: Matrix, residual: Tensor | None = None
+) -> Tensor:
+    if isinstance(matrix, Streamed) and gate.shape[0] <= MAX_ROWS:
+        return gated_multiply(gate, up, activation, matrix, residual)
+    return matmul(triton.gated_activate(gate, up, activation), matrix, residual)
 
 
 def _multiply_dense(x: Tensor, matrix: Streamed) -> Tensor:

@@ -2,6 +2,7 @@
 
 from polybit.kernels.reference.activations import activate, gated_activate
 from polybit.kernels.reference.attention import attention
+from polybit.kernels.reference.composed import gated_matmul, norm_matmul
 from polybit.kernels.reference.embedding import embedding
 from polybit.kernels.reference.matrices import dequantize, join, matmul, prepare_dense, prepare_exl2, prepare_gptq
 from polybit.kernels.reference.norms import layer_norm, rms_norm
@@ -18,9 +19,11 @@ __all__ = [
     "dequantize",
     "embedding",
     "gated_activate",
+    "gated_matmul",
     "join",
     "layer_norm",
     "matmul",
+    "norm_matmul",
     "prepare_dense",
     "prepare_exl2",
     "prepare_gptq",
@@ -39,8 +42,10 @@ NATIVE_OPS = frozenset(
         "dequantize",
         "embedding",
         "gated_activate",
+        "gated_matmul",
         "layer_norm",
         "matmul",
+        "norm_matmul",
         "rms_norm",
         "rope",
         "write_kv",

@@ -6,7 +6,14 @@ from polybit.kernels.reference import join, prepare_dense
 from polybit.kernels.triton.activations import activate, gated_activate
 from polybit.kernels.triton.attention import attention
 from polybit.kernels.triton.embedding import embedding
-from polybit.kernels.triton.matrices import dequantize, matmul, prepare_exl2, prepare_gptq
+from polybit.kernels.triton.matrices import (
+    dequantize,
+    gated_matmul,
+    matmul,
+    norm_matmul,
+    prepare_exl2,
+    prepare_gptq,
+)
 from polybit.kernels.triton.norms import layer_norm, rms_norm
 from polybit.kernels.triton.pages import write_kv
 from polybit.kernels.triton.rope import rope
@@ -21,9 +28,11 @@ __all__ = [
     "dequantize",
     "embedding",
     "gated_activate",
+    "gated_matmul",
     "join",
     "layer_norm",
     "matmul",
+    "norm_matmul",
     "prepare_dense",
     "prepare_exl2",
     "prepare_gptq",
@@ -42,8 +51,10 @@ NATIVE_OPS = frozenset(
         "dequantize",
         "embedding",
         "gated_activate",
+        "gated_matmul",
         "layer_norm",
         "matmul",
+        "norm_matmul",
         "rms_norm",
         "rope",
         "write_kv",

@@ -9,9 +9,12 @@ from polybit.format.gptq import GptqTensor
 from polybit.kernels.protocol import Matrix
 from polybit.kernels.reference.matrices import DenseMatrix, column_parts, foreign_matrix
 from polybit.kernels.triton import exl2, gptq
+from polybit.kernels.triton.activations import gated_activate
 from polybit.kernels.triton.exl2 import Exl2Matrix
 from polybit.kernels.triton.gptq import GptqMatrix
+from polybit.kernels.triton.norms import rms_norm
 from polybit.kernels.triton.packed import MAX_ROWS, PackedMatrix
+from polybit.spec import Activation
 
 
 def prepare_exl2(
@@ -33,6 +36,16 @@ def _prepare(matrix: PackedMatrix, unpacked: bool) -> Matrix:
 def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
     y = _product(x, matrix)
     return y if residual is None else residual + y
+
+
+def norm_matmul(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Matrix) -> Tensor:
+    return matmul(rms_norm(x, weight, eps, offset).to(weight.dtype), matrix)
+
+
+def gated_matmul(
+    gate: Tensor, up: Tensor, activation: Activation, matrix: Matrix, residual: Tensor | None = None
+) -> Tensor:
+    return matmul(gated_activate(gate, up, activation), matrix, residual)
 
 
 def _product(x: Tensor, matrix: Matrix) -> Tensor:
