@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from polybit.format import exl2, gptq
 from polybit.format.checkpoint import Checkpoint
 from polybit.format.dense import read_dense
 from polybit.kernels.protocol import Backend, Matrix
-from polybit.modules.weights import JointFn, one_by_one
+from polybit.modules.weights import JointFn, Weights, one_by_one
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,18 @@ class JointLinear:
         return tuple(part[:, :width] for part, width in zip(parts, self.out_features, strict=True))
 
 
+class ModelWeights(Weights, Protocol):
+    """What a whole model needs beside the weights of its blocks."""
+
+    def linear(self, node: spec.Linear) -> Linear: ...
+
+    def embedding(self, node: spec.Embedding) -> Tensor:
+        """[rows, width] of any float type."""
+
+    def head(self, node: spec.Head, tied_to: Tensor | None) -> Linear:
+        """The output matrix; `tied_to` is the embedding [V, E] where there is no matrix of its own."""
+
+
 @dataclass(frozen=True)
 class FolderWeights:
     """Weights of a checkpoint, whichever of EXL2, GPTQ and plain tensors it holds."""
@@ -65,10 +78,7 @@ class FolderWeights:
         return Linear(matrix, bias, node.out_features, self.backend)
 
     def joint(self, nodes: Sequence[spec.Linear]) -> JointFn:
-        linears = [self.linear(node) for node in nodes]
-        alike = len({linear.bias is None for linear in linears}) == 1
-        matrix = self.backend.join([linear.matrix for linear in linears]) if alike else None
-        return one_by_one(linears) if matrix is None else _joined(matrix, linears)
+        return joined([self.linear(node) for node in nodes], self.backend)
 
     def vector(self, name: str) -> Tensor:
         return self.checkpoint.tensor(name).to(self.device, self.dtype)
@@ -103,6 +113,13 @@ class FolderWeights:
         weight = weight.to(self.device, self.dtype)
         scaled = weight if prescale == 1.0 else weight * prescale
         return self.backend.prepare_dense(scaled, self.device, self.dtype)
+
+
+def joined(linears: Sequence[Linear], backend: Backend) -> JointFn:
+    """Linears of one input as one product, where the backend gains by it."""
+    alike = len({linear.bias is None for linear in linears}) == 1
+    matrix = backend.join([linear.matrix for linear in linears]) if alike else None
+    return one_by_one(linears) if matrix is None else _joined(matrix, linears)
 
 
 def _joined(matrix: Matrix, linears: Sequence[Linear]) -> JointLinear:

@@ -81,7 +81,7 @@ def test_activations_stay_small_through_many_blocks(tmp_path: Path, entries: dic
     step, store = whole_rows(1, 16, model.device)
     x = model.embed(torch.arange(16), step)
     with torch.inference_mode():
-        for layer in model.layers:
+        for layer in model.stages[0].layers:
             x = layer(x, step, store)
         logits = model.logits(x)
     assert float(x.abs().max()) < 1000
