@@ -66,6 +66,21 @@ def test_layout_and_bias_are_what_the_description_says(tmp_path: Path) -> None:
     assert made.head(made.model.head, None)(torch.ones(1, 128)).shape == (1, 97)
 
 
+@pytest.mark.parametrize("offloaded", [0, 2])
+def test_a_plan_changes_where_parts_lie_and_not_what_they_are(tmp_path: Path, offloaded: int) -> None:
+    subject = synthetic(tmp_path, num_hidden_layers=3)
+    assert isinstance(subject, SyntheticSubject)
+    (whole,) = subject.setup.plan.shares
+    shares = tuple(
+        replace(whole, device=torch.device("cpu", i), blocks=blocks) for i, blocks in enumerate((range(1), range(1, 3)))
+    )
+    plan = replace(subject.setup.plan, shares=shares, offloaded=range(3 - offloaded, 3))
+    spread = replace(subject, setup=replace(subject.setup, plan=plan)).build(None)
+    assert [len(stage.layers) for stage in spread.stages] == [1, 2]
+    tokens, run = torch.arange(8), whole_rows(1, 8, torch.device("cpu"))
+    assert torch.equal(spread.forward(tokens, *run), subject.build(None).forward(tokens, *run))
+
+
 @pytest.mark.parametrize(
     "entries",
     [
