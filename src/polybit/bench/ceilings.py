@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from polybit.bench.timing import median_seconds
-from polybit.model.plan import free_bytes
+from polybit.model.machine import free_bytes
 
 GPU_BUFFER = 1 << 31  # bytes, some forty times the largest second-level cache
 CPU_BUFFER = 1 << 30

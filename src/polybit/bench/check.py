@@ -1,6 +1,7 @@
 """Products compared with their definition before anything is timed: a wrong kernel has no speed."""
 
-from collections.abc import Collection, Hashable
+import math
+from collections.abc import Collection, Hashable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,44 +14,78 @@ from polybit.format.exl2 import Exl2Tensor
 from polybit.format.gptq import GptqTensor
 from polybit.kernels.protocol import Matrix
 
+Group = tuple[spec.Linear, ...]  # of one input
+
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # relative Frobenius error
 MOST_ROWS = 256  # beyond, products of more rows run the same code
 COLUMN_STEP = 4096  # columns that are dequantized at once
 
 
 def check_products(subject: Subject, num_rows: Collection[int]) -> int:
-    """One matrix of each family, with each of these numbers of rows -> how many matrices. KernelError: one is wrong."""
+    """Each kind of product once, with each of these numbers of rows -> how many kinds. KernelError: one is wrong."""
     rows = sorted({min(count, MOST_ROWS) for count in num_rows})
-    families = families_of(subject)
-    for linear in families.values():
-        check_product(subject, linear, rows)
-    return len(families)
+    kinds = products_of(subject)
+    for linears in kinds.values():
+        check_product(subject, linears, rows)
+    return len(kinds)
 
 
-def families_of(subject: Subject) -> dict[Hashable, spec.Linear]:
-    """The first matrix of each family."""
-    found: dict[Hashable, spec.Linear] = {}
-    for linear in (*subject.model.linears, subject.model.head.linear):
-        found.setdefault(subject.family(linear), linear)
+def products_of(subject: Subject) -> dict[Hashable, Group]:
+    """The first product of each kind: matrices that are taken together are one."""
+    found: dict[Hashable, Group] = {}
+    for group in _groups(subject.model):
+        found.setdefault(tuple(map(subject.family, group)), group)
     return found
 
 
+def _groups(model: spec.Model) -> Iterator[Group]:
+    for block in model.blocks:
+        attn, mlp = block.attn, block.mlp
+        yield from ((attn.q, attn.k, attn.v), (attn.o,))
+        for part in mlp.experts if isinstance(mlp, spec.SparseMoe) else (mlp,):
+            yield from (spec.mlp_inputs(part), (part.down,))
+    yield (model.head.linear,)
+
+
 @torch.inference_mode()
-def check_product(subject: Subject, linear: spec.Linear, num_rows: list[int]) -> None:
-    place, stored = subject.place, subject.stored(linear)
-    random = torch.Generator(place.device).manual_seed(0)
-    shape = (num_rows[-1], linear.in_features)
-    x = torch.randn(shape, generator=random, device=place.device).to(place.dtype)
-    expected = product(x, stored, linear.prescale)
-    matrix = _prepared(stored, linear.prescale, place)
+def check_product(subject: Subject, linears: Group, num_rows: list[int]) -> None:
+    """Each matrix alone, with and without a residual, and all of them joined where the backend does that."""
+    place, width = subject.place, linears[0].in_features
+    x = _random(place, num_rows[-1], width)
+    matrices, products = list[Matrix](), list[Tensor]()
+    for linear in linears:
+        stored = subject.stored(linear)
+        matrices.append(_prepared(stored, linear.prescale, place))
+        products.append(product(x, stored, linear.prescale))
+    for linear, matrix, expected in zip(linears, matrices, products, strict=True):
+        _compare(subject, linear.key, x, matrix, expected, num_rows)
+    whole = place.backend.join(matrices)
+    if whole is not None:
+        _compare(subject, " and ".join(each.key for each in linears), x, whole, torch.cat(products, dim=1), num_rows)
+
+
+def _compare(subject: Subject, name: str, x: Tensor, matrix: Matrix, expected: Tensor, num_rows: list[int]) -> None:
+    backend, tolerance = subject.place.backend, TOLERANCES[subject.place.dtype]
+    residual = _random(subject.place, *expected.shape)
     for count in num_rows:
-        error = relative_error(place.backend.matmul(x[:count], matrix), expected[:count])
-        if not error < TOLERANCES[place.dtype]:  # NaN is not
+        alone = backend.matmul(x[:count], matrix)
+        added = backend.matmul(x[:count], matrix, residual[:count])
+        error = max(
+            relative_error(alone, expected[:count]),
+            relative_error(added, expected[:count] + residual[:count].float()),
+            key=lambda value: math.inf if math.isnan(value) else value,
+        )
+        if not error < tolerance:
             raise KernelError(
-                f"backend {place.backend.NAME}: the product of {count} rows with {linear.key} of {subject.name} has a "
-                f"relative error of {error:.1e}, at most {TOLERANCES[place.dtype]:g} is right; no figures from wrong "
-                "results: report this, and use --backend reference meanwhile"
+                f"backend {backend.NAME}: the product of {count} rows with {name} of {subject.name} has a relative "
+                f"error of {error:.1e}, at most {tolerance:g} is right; no figures from wrong results: report this, "
+                "and use --backend reference meanwhile"
             )
+
+
+def _random(place: Place, *shape: int) -> Tensor:
+    random = torch.Generator(place.device).manual_seed(0)
+    return torch.randn(shape, generator=random, device=place.device).to(place.dtype)
 
 
 def product(x: Tensor, stored: Stored, prescale: float) -> Tensor:

@@ -18,7 +18,8 @@ from polybit.bench.timing import median_seconds, timed
 from polybit.bench.work import bits_per_weight, cache_bytes, operations, weight_bytes
 from polybit.errors import KernelError, OutOfMemory, RequestError
 from polybit.model.device import describe
-from polybit.model.model import LoadProgress, Model
+from polybit.model.load import LoadProgress
+from polybit.model.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def measure(
     read, multiplied = read_gb_s(place.device), matmul_tflops(place.device, place.dtype)
     log.info("%s reads %.1f GB/s and multiplies %.2f TFLOP/s", describe(place.device), read, multiplied)
     checked = check_products(subject, {1, *wanted.batches, *wanted.prompts})
-    log.info("products with %d kinds of matrices are right", checked)
+    log.info("%d kinds of products are right", checked)
     _begin_counting(place.device)
     model, load_s = timed(lambda: subject.build(progress), place.device)
     log.info("loaded in %.1f s", load_s)

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from polybit.cache import PAGE_TOKENS, KVPool, pages_for
 from polybit.errors import OutOfMemory
-from polybit.generator.engine import CHUNK_TOKENS
 from polybit.generator.params import SamplingParams
 from polybit.generator.runner import Part, lay_out
 from polybit.generator.sequence import Sequence
+from polybit.model.device import current
+from polybit.model.footprint import CHUNK_TOKENS
+from polybit.model.machine import free_bytes
 from polybit.model.model import Model
-from polybit.model.plan import free_bytes, kv_bytes_per_token
 from polybit.text import Detokenizer
 from polybit.text.pieces import Pieces
 
@@ -25,9 +26,10 @@ class Batch:
     def __init__(self, model: Model, batch: int, length: int) -> None:
         """`batch` sequences of `length` tokens that the model has not seen. Raises OutOfMemory."""
         pages = pages_for(length)
-        _check_fits(model, batch * pages)
+        _check_ram(model, batch * pages * PAGE_TOKENS)
         self._model, self._length, self._filled = model, length, 0
-        self._pool = KVPool(model.spec, batch * pages * PAGE_TOKENS, model.dtype, model.device)
+        num_tokens = batch * pages * PAGE_TOKENS
+        self._pool = KVPool(model.spec, num_tokens, model.dtype, model.block_devices, model.backend)
         random = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, model.spec.embedding.num_rows, (batch, length), generator=random)
         self._sequences = [_sequence(row, self._pool.free.take(pages)) for row in tokens.tolist()]
@@ -38,8 +40,10 @@ class Batch:
         _, step = lay_out(parts, self._model.device)
         for layer, block in enumerate(self._model.spec.blocks):
             shape = (2, step.num_tokens, block.attn.num_kv_heads, block.attn.head_dim)
-            k, v = torch.randn(shape, dtype=self._model.dtype, device=self._model.device)
-            self._pool.write(layer, k, v, step)
+            device = self._model.block_devices[layer]
+            with current(device):
+                k, v = torch.randn(shape, dtype=self._model.dtype, device=device)
+                self._pool.write(layer, k, v, step.to(device))
         self._filled = self._length - 1
         self._rewind()
 
@@ -83,9 +87,11 @@ def _sequence(tokens: list[int], pages: list[int]) -> Sequence:
     return sequence
 
 
-def _check_fits(model: Model, num_pages: int) -> None:
-    """Asked before, because a CPU's memory is lent before it is there."""
-    needed = num_pages * PAGE_TOKENS * kv_bytes_per_token(model.spec, model.dtype)
-    free = free_bytes(model.device)
+def _check_ram(model: Model, num_tokens: int) -> None:
+    """A graphics card refuses by itself; main memory is lent before it is there."""
+    if model.device.type == "cuda":
+        return
+    per_token = sum(2 * block.attn.num_kv_heads * block.attn.head_dim for block in model.spec.blocks)
+    needed, free = num_tokens * per_token * model.dtype.itemsize, free_bytes(model.device)
     if needed > free:
         raise OutOfMemory(f"keys and values need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free")

@@ -10,18 +10,22 @@ from torch import Tensor
 from polybit import spec
 from polybit.bench.recipe import Recipe, choose_recipe
 from polybit.bench.shapes import read_wish
-from polybit.bench.synthetic import SyntheticWeights
-from polybit.errors import OutOfMemory
+from polybit.bench.synthetic import SyntheticSupply, SyntheticWeights
 from polybit.format import exl2, gptq
 from polybit.format.dense import read_dense
 from polybit.format.exl2 import Exl2Tensor
 from polybit.format.gptq import GptqTensor
+from polybit.kernels import reference
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import get_backend
-from polybit.model.device import choose_device, choose_dtype
-from polybit.model.model import LoadProgress, Model, build_model, load
+from polybit.model.device import choose_dtype
+from polybit.model.footprint import PACKED_OVERHEAD, footprint
+from polybit.model.load import LoadProgress, build, build_from
+from polybit.model.machine import this_machine
+from polybit.model.model import Model
 from polybit.model.options import LoadOptions
-from polybit.model.plan import free_bytes
+from polybit.model.plan import plan_memory
+from polybit.model.setup import Setup, set_up, tell
 from polybit.model.sizes import matrix_size
 from polybit.model.source import ModelSource, head_is_tied, open_model, with_options
 
@@ -64,6 +68,7 @@ class Subject(Protocol):
 @dataclass(frozen=True)
 class FolderSubject:
     source: ModelSource
+    setup: Setup
     place: Place
 
     @property
@@ -99,13 +104,15 @@ class FolderSubject:
                 return read_dense(checkpoint, linear)[0].to(self.place.device)
 
     def build(self, progress: LoadProgress | None) -> Model:
-        return load(self.source, progress)
+        tell(self.setup, self.source)
+        return build(self.source, self.setup, progress)
 
 
 @dataclass(frozen=True)
 class SyntheticSubject:
     name: str
     weights: SyntheticWeights
+    setup: Setup
     place: Place
 
     @property
@@ -126,7 +133,7 @@ class SyntheticSubject:
         return self.weights.tensor(linear)
 
     def build(self, progress: LoadProgress | None) -> Model:
-        return build_model(self.model, self.weights, self.place.device, self.place.backend, False, progress)
+        return build_from(self.model, SyntheticSupply(self.weights, self.setup.plan), self.setup, progress)
 
 
 @dataclass(frozen=True)
@@ -141,43 +148,44 @@ class Request:
 
 
 def open_subject(request: Request) -> Subject:
-    """Raises what opening a folder does; ConfigError, JobError or OutOfMemory for a wish that cannot be granted."""
-    options = request.options
-    device = choose_device(options.device)
-    place = Place(device, choose_dtype(options.dtype, device), get_backend(options.backend))
+    """Raises what opening a folder does, ConfigError or JobError for a wish that cannot be granted, or OutOfMemory."""
     if request.wish is not None:
-        return _synthesize(request.wish, request, place)
+        return _synthesize(request.wish, request)
     assert request.folder is not None
-    return FolderSubject(open_model(request.folder, options), place)
+    source = open_model(request.folder, request.options)
+    setup = set_up(source, cache_tokens=0)
+    return FolderSubject(source, setup, _place(setup))
 
 
-def _synthesize(wish: str, request: Request, place: Place) -> SyntheticSubject:
+def _synthesize(wish: str, request: Request) -> SyntheticSubject:
     """Weights are held packed unless the options say otherwise: bits are what was asked for."""
-    read = read_wish(wish)
-    model = with_options(read.model, request.options)
+    read, options = read_wish(wish), request.options
+    model, name = with_options(read.model, options), f"{read.name}@{read.bits:g}"
     recipe = choose_recipe(model, read.bits, request.head_bits)
-    unpacked = bool(request.options.unpacked)
-    weights = SyntheticWeights(model, recipe, request.seed, place.backend, place.device, place.dtype, unpacked)
-    subject = SyntheticSubject(f"{read.name}@{read.bits:g}", weights, place)
-    _check_fits(subject, unpacked)
-    return subject
+    setup = _set_up(model, recipe, options, name)
+    place = _place(setup)
+    weights = SyntheticWeights(
+        model, recipe, request.seed, place.backend, place.device, place.dtype, unpacked=setup.unpacked
+    )
+    return SyntheticSubject(name, weights, setup, place)
 
 
-def _check_fits(subject: SyntheticSubject, unpacked: bool) -> None:
-    needed, free = _held_bytes(subject, unpacked), free_bytes(subject.place.device)
-    if needed > free:
-        raise OutOfMemory(
-            f"{subject.name} needs {needed / 1e9:.1f} GB of memory on {subject.place.device}, but {free / 1e9:.1f} GB "
-            f"are free; {'use --no-unpacked, or ' if unpacked else ''}ask for fewer bits or a smaller shape"
-        )
+def _set_up(model: spec.Model, recipe: Recipe, options: LoadOptions, name: str) -> Setup:
+    """As `set_up` does for a folder."""
+    machine, unpacked = this_machine(options), bool(options.unpacked)
+    device = machine.budgets[0].device
+    dtype, backend = choose_dtype(options.dtype, device), get_backend(options.backend, device)
+
+    def held(linear: spec.Linear) -> int:
+        if unpacked:
+            return linear.in_features * linear.padded_out_features * dtype.itemsize
+        return int(recipe.stored_bits(linear) / 8 * (1 + PACKED_OVERHEAD))
+
+    table = torch.float16.itemsize
+    sizes = footprint(model, held, dtype, table, False, holds_scores=backend is reference, unpacked=unpacked)
+    plan = plan_memory(sizes, machine, cache_tokens=0, offload=options.offload, what=name)
+    return Setup(plan, sizes, dtype, backend, unpacked)
 
 
-def _held_bytes(subject: SyntheticSubject, unpacked: bool) -> int:
-    """Matrices, and the embeddings at 16 bits."""
-    model, itemsize = subject.model, subject.place.dtype.itemsize
-    tables = [table for table in (model.embedding, model.positions) if table is not None]
-    matrices = [
-        linear.in_features * linear.padded_out_features * itemsize if unpacked else subject.stored_bits(linear) // 8
-        for linear in (*model.linears, model.head.linear)
-    ]
-    return sum(matrices) + sum(torch.float16.itemsize * table.num_rows * table.width for table in tables)
+def _place(setup: Setup) -> Place:
+    return Place(setup.plan.device, setup.dtype, setup.backend)

@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -14,9 +14,14 @@ from polybit.bench.recipe import Recipe
 from polybit.format.exl2 import Exl2Tensor, encode_layout
 from polybit.format.packing import CODES_PER_WORD
 from polybit.kernels.protocol import Backend
+from polybit.model.device import current
+from polybit.model.pinned import seen_by
+from polybit.model.plan import Plan
 from polybit.model.source import vector_shapes
-from polybit.model.weights import Linear
+from polybit.model.weights import GatedLinear, Linear, joined
+from polybit.modules.weights import JointFn, NormFn
 
+ROWS_AT_ONCE = 1 << 12
 NUM_CODES = 16
 MEAN_FOURTH_POWER = sum((code + 1) ** 4 for code in range(NUM_CODES)) / NUM_CODES  # of the square roots of scales
 
@@ -39,6 +44,12 @@ class SyntheticWeights:
         bias = None if packed.bias is None else packed.bias.to(self.dtype) * node.prescale
         return Linear(matrix, bias, node.out_features, self.backend)
 
+    def joint(self, nodes: Sequence[spec.Linear], norm: NormFn | None) -> JointFn:
+        return joined([self.linear(node) for node in nodes], norm, self.backend, self.dtype)
+
+    def gated(self, node: spec.Linear, activation: spec.Activation) -> GatedLinear:
+        return GatedLinear(self.linear(node), activation)
+
     def vector(self, name: str) -> Tensor:
         """Norms get weights of 1 and -1: all of one sign would let the mean of a uniform code add up over blocks."""
         random, shape = self._random(name), self._shapes[name]
@@ -49,8 +60,15 @@ class SyntheticWeights:
         return (values / math.sqrt(shape[-1])).to(self.dtype)
 
     def embedding(self, node: spec.Embedding) -> Tensor:
-        shape, random = (node.num_rows, node.width), self._random(node.key)
-        return torch.randn(shape, generator=random, device=self.device, dtype=torch.float16)
+        table = torch.empty(node.num_rows, node.width, dtype=torch.float16, device=self.device)
+        self.fill(table, node)
+        return table
+
+    def fill(self, table: Tensor, node: spec.Embedding) -> None:
+        """Random rows into `table`, wherever it lies, without a second one on the device."""
+        random = self._random(node.key)
+        for rows in torch.split(table, ROWS_AT_ONCE):
+            rows.copy_(torch.randn(rows.shape, generator=random, device=self.device))
 
     def head(self, node: spec.Head, tied_to: Tensor | None) -> Linear:
         """Always a quantized matrix of its own, as a conversion makes one for a tied model too."""
@@ -93,6 +111,32 @@ class SyntheticWeights:
 
     def _words(self, random: torch.Generator, *shape: int) -> Tensor:
         return torch.randint(-(1 << 31), 1 << 31, shape, generator=random, dtype=torch.int32, device=self.device)
+
+
+@dataclass(frozen=True)
+class SyntheticSupply:
+    """The weights of all parts, wherever a plan puts them."""
+
+    weights: SyntheticWeights
+    plan: Plan
+
+    def table(self) -> Tensor:
+        node, device = self.weights.model.embedding, self.weights.device
+        if not self.plan.table_stays:
+            return self.weights.embedding(node)
+        with current(device):
+            pinned = torch.empty(node.num_rows, node.width, dtype=torch.float16, pin_memory=True)
+        self.weights.fill(pinned, node)
+        return seen_by(device, pinned)
+
+    def tied_to(self, table: Tensor) -> None:
+        """The head always has a matrix of its own."""
+
+    def part(self, device: torch.device) -> SyntheticWeights:
+        return replace(self.weights, device=device)
+
+    def lasting(self, device: torch.device) -> SyntheticWeights:
+        return replace(self.weights, device=device)
 
 
 def _scale_max(bits: int, in_features: int) -> float:

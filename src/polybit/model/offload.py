@@ -16,10 +16,10 @@ from polybit import spec
 from polybit.errors import KernelError
 from polybit.model.pinned import pinned_bytes
 from polybit.model.plan import OFFLOAD_SLOTS
-from polybit.model.weights import FolderWeights, GatedLinear, Linear
+from polybit.model.weights import GatedLinear, Linear
 from polybit.modules.block import Layer
 from polybit.modules.step import KVStore, Step
-from polybit.modules.weights import GatedFn, JointFn, NormFn, one_by_one
+from polybit.modules.weights import GatedFn, JointFn, NormFn, Weights, one_by_one
 
 ALIGNMENT = 256  # bytes; where tensors start in a place
 
@@ -166,11 +166,11 @@ class FerriedWeights:
     """Weights of one block that lives in RAM: its matrices over a place on the device, its vectors as usual."""
 
     linears: Mapping[str, Linear]
-    folder: FolderWeights
+    others: Weights
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.folder.dtype
+        return self.others.dtype
 
     def linear(self, node: spec.Linear) -> Linear:
         return self.linears[node.key]
@@ -182,4 +182,4 @@ class FerriedWeights:
         return GatedLinear(self.linear(node), activation)
 
     def vector(self, name: str) -> Tensor:
-        return self.folder.vector(name)
+        return self.others.vector(name)

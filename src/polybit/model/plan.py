@@ -73,6 +73,11 @@ class Plan:
         return self.shares[0].device
 
     @property
+    def table_stays(self) -> bool:
+        """Whether the token embedding stays in RAM while a GPU computes."""
+        return self.device.type == "cuda" and self.table.type == "cpu"
+
+    @property
     def block_devices(self) -> tuple[torch.device, ...]:
         return tuple(share.device for share in self.shares for _ in share.blocks)
 

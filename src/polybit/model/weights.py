@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from polybit.format.checkpoint import Checkpoint
 from polybit.format.dense import read_dense
 from polybit.kernels.protocol import Backend, Matrix
 from polybit.modules.norm import RmsNorm
-from polybit.modules.weights import JointFn, NormFn, one_by_one
+from polybit.modules.weights import JointFn, NormFn, Weights, one_by_one
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,18 @@ class JointLinear:
         return whole((x if norm is None else norm(x)).to(self.dtype))
 
 
+class ModelWeights(Weights, Protocol):
+    """What a whole model needs beside the weights of its blocks."""
+
+    def linear(self, node: spec.Linear) -> Linear: ...
+
+    def embedding(self, node: spec.Embedding) -> Tensor:
+        """[rows, width] of any float type."""
+
+    def head(self, node: spec.Head, tied_to: Tensor | None) -> Linear:
+        """The output matrix; `tied_to` is the embedding [V, E] where there is no matrix of its own."""
+
+
 @dataclass(frozen=True)
 class FolderWeights:
     """Weights of a checkpoint, whichever of EXL2, GPTQ and plain tensors it holds."""
@@ -97,12 +110,7 @@ class FolderWeights:
         return Linear(matrix, bias, node.out_features, self.backend)
 
     def joint(self, nodes: Sequence[spec.Linear], norm: NormFn | None) -> JointFn:
-        linears = [self.linear(node) for node in nodes]
-        alike = len({linear.bias is None for linear in linears}) == 1
-        matrix = self.backend.join([linear.matrix for linear in linears]) if alike else None
-        if matrix is None:
-            return one_by_one(linears, norm, self.dtype)
-        return _joined(matrix, linears, norm, self.dtype)
+        return joined([self.linear(node) for node in nodes], norm, self.backend, self.dtype)
 
     def gated(self, node: spec.Linear, activation: spec.Activation) -> GatedLinear:
         return GatedLinear(self.linear(node), activation)
@@ -140,6 +148,15 @@ class FolderWeights:
         weight = weight.to(self.device, self.dtype)
         scaled = weight if prescale == 1.0 else weight * prescale
         return self.backend.prepare_dense(scaled, self.device, self.dtype)
+
+
+def joined(linears: Sequence[Linear], norm: NormFn | None, backend: Backend, dtype: torch.dtype) -> JointFn:
+    """Linears of one input as one product, where the backend gains by it."""
+    alike = len({linear.bias is None for linear in linears}) == 1
+    matrix = backend.join([linear.matrix for linear in linears]) if alike else None
+    if matrix is None:
+        return one_by_one(linears, norm, dtype)
+    return _joined(matrix, linears, norm, dtype)
 
 
 def _joined(matrix: Matrix, linears: Sequence[Linear], norm: NormFn | None, dtype: torch.dtype) -> JointLinear:

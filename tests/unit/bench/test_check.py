@@ -1,6 +1,6 @@
 """The check before the figures: it passes right products, and a slightly wrong one stops everything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polybit.bench.check import check_products, families_of, product
+from polybit.bench.check import check_products, product, products_of
 from polybit.bench.subject import FolderSubject, Request, Subject, SyntheticSubject, open_subject
 from polybit.errors import KernelError
 from polybit.format import exl2
@@ -27,12 +27,16 @@ Damage = Callable[[Tensor], Tensor]
 def broken(damage: Damage, rows: int | None = None) -> Backend:
     """The reference, but products (of `rows` rows only) come out damaged."""
 
-    def matmul(x: Tensor, matrix: Matrix) -> Tensor:
-        y = reference.matmul(x, matrix)
+    def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
+        y = reference.matmul(x, matrix, residual)
         return damage(y) if rows in (None, len(x)) else y
 
+    return altered(matmul=matmul)
+
+
+def altered(**functions: Callable[..., object]) -> Backend:
     parts = {name: getattr(reference, name) for name in reference.__all__}
-    return cast(Backend, SimpleNamespace(**(parts | {"matmul": matmul, "NAME": "broken"})))
+    return cast(Backend, SimpleNamespace(**(parts | functions | {"NAME": "broken"})))
 
 
 def with_backend(subject: Subject, backend: Backend) -> Subject:
@@ -43,7 +47,7 @@ def with_backend(subject: Subject, backend: Backend) -> Subject:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_right_products_pass(tmp_path: Path, dtype: str) -> None:
     subject = synthetic(tmp_path, bits=3.5, dtype=dtype)
-    assert check_products(subject, {1, 8, 300}) == len(families_of(subject))
+    assert check_products(subject, {1, 8, 300}) == len(products_of(subject))
 
 
 @pytest.mark.parametrize(
@@ -69,11 +73,31 @@ def test_every_number_of_rows_is_checked(tmp_path: Path) -> None:
         check_products(subject, {1, 4, 8})
 
 
-def test_each_layout_and_width_is_a_family_of_its_own(tmp_path: Path) -> None:
+def test_a_wrong_residual_is_refused(tmp_path: Path) -> None:
+    def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
+        return reference.matmul(x, matrix)
+
+    with pytest.raises(KernelError, match="relative error"):
+        check_products(with_backend(synthetic(tmp_path), altered(matmul=matmul)), {1})
+
+
+def test_joined_matrices_are_checked_as_the_model_uses_them(tmp_path: Path) -> None:
+    def join(matrices: Sequence[Matrix]) -> Matrix:
+        dense = [reference.dequantize(matrix).T for matrix in reversed(matrices)]  # in the wrong order
+        return reference.prepare_dense(torch.cat(dense), torch.device("cpu"), torch.float32)
+
+    with pytest.raises(KernelError, match=r"q_proj and .*k_proj and .*v_proj"):
+        check_products(with_backend(synthetic(tmp_path), altered(join=join)), {1})
+
+
+def test_each_set_of_layouts_and_widths_is_a_kind_of_its_own(tmp_path: Path) -> None:
     subject = synthetic(tmp_path)
-    linears = (*subject.model.linears, subject.model.head.linear)
-    described = {(subject.stored(node).layout, node.out_features) for node in linears}
-    assert len(families_of(subject)) == len(described)
+    kinds = set[object]()
+    for block in subject.model.blocks:
+        attn, (gate, up, down) = block.attn, block.mlp.linears
+        for group in ((attn.q, attn.k, attn.v), (attn.o,), (gate, up), (down,)):
+            kinds.add(tuple((subject.stored(node).layout, node.out_features) for node in group))
+    assert len(products_of(subject)) == len(kinds) + 1  # the head
 
 
 def test_the_product_is_that_of_the_definition(tmp_path: Path) -> None:
@@ -88,6 +112,6 @@ def test_the_product_is_that_of_the_definition(tmp_path: Path) -> None:
 def test_folders_are_checked_too(tmp_path: Path, tied: bool) -> None:
     folder = write_random_model(tmp_path / "model", {"tie_word_embeddings": tied, "vocab_size": 160})
     subject = open_subject(Request(str(folder), None, 6, 0, LoadOptions(device="cpu")))
-    assert check_products(subject, {1, 2}) == 5  # q and o; k and v; gate and up; down; head
+    assert check_products(subject, {1, 2}) == 5  # q with k and v; o; gate with up; down; head
     with pytest.raises(KernelError):
         check_products(with_backend(subject, broken(lambda y: y * 1.01)), {1})

@@ -8,7 +8,7 @@ import torch
 
 from polybit.bench import measure as module
 from polybit.bench import passes
-from polybit.bench.check import check_products, families_of
+from polybit.bench.check import check_products, products_of
 from polybit.bench.measure import Wanted, decode_row, measure, prefill_row
 from polybit.bench.passes import Batch
 from polybit.bench.subject import Request, open_subject
@@ -133,6 +133,6 @@ def test_a_synthetic_model_is_what_a_file_of_it_would_be(tmp_path: Path) -> None
     stored = open_subject(Request(str(folder), None, 6, 0, LoadOptions(device="cpu", unpacked=False)))
     linears = (*subject.model.linears, subject.model.head.linear)
     assert [stored.stored_bits(node) for node in linears] == [subject.stored_bits(node) for node in linears]
-    assert len(families_of(stored)) == check_products(stored, {1}) == len(families_of(subject))
+    assert len(products_of(stored)) == check_products(stored, {1}) == len(products_of(subject))
     logits = [Batch(each.build(None), 1, 9).step() for each in (subject, stored)]
     assert torch.equal(*logits)

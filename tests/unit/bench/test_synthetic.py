@@ -66,6 +66,21 @@ def test_layout_and_bias_are_what_the_description_says(tmp_path: Path) -> None:
     assert made.head(made.model.head, None)(torch.ones(1, 128)).shape == (1, 97)
 
 
+@pytest.mark.parametrize("offloaded", [0, 2])
+def test_a_plan_changes_where_parts_lie_and_not_what_they_are(tmp_path: Path, offloaded: int) -> None:
+    subject = synthetic(tmp_path, num_hidden_layers=3)
+    assert isinstance(subject, SyntheticSubject)
+    (whole,) = subject.setup.plan.shares
+    shares = tuple(
+        replace(whole, device=torch.device("cpu", i), blocks=blocks) for i, blocks in enumerate((range(1), range(1, 3)))
+    )
+    plan = replace(subject.setup.plan, shares=shares, offloaded=range(3 - offloaded, 3))
+    spread = replace(subject, setup=replace(subject.setup, plan=plan)).build(None)
+    assert [len(stage.layers) for stage in spread.stages] == [1, 2]
+    tokens, run = torch.arange(8), whole_rows(1, 8, torch.device("cpu"))
+    assert torch.equal(spread.forward(tokens, *run), subject.build(None).forward(tokens, *run))
+
+
 @pytest.mark.parametrize(
     "entries",
     [
@@ -81,7 +96,7 @@ def test_activations_stay_small_through_many_blocks(tmp_path: Path, entries: dic
     step, store = whole_rows(1, 16, model.device)
     x = model.embed(torch.arange(16), step)
     with torch.inference_mode():
-        for layer in model.layers:
+        for layer in model.stages[0].layers:
             x = layer(x, step, store)
         logits = model.logits(x)
     assert float(x.abs().max()) < 1000

@@ -42,7 +42,7 @@ def test_figures_of_a_synthetic_model(polybit_cli: Polybit, tmp_path: Path) -> N
     assert min(figures[name] for name in ("load_s", "read_gb_s", "matmul_tflops")) > 0
     assert speed(figures["decode"][0]["tok_per_s"]) in result.out
     assert "of the read bandwidth" in result.out
-    assert "kinds of matrices are right" in result.err
+    assert "kinds of products are right" in result.err
 
 
 def test_figures_of_a_folder(polybit_cli: Polybit, tmp_path: Path) -> None:
@@ -109,10 +109,11 @@ def test_what_cannot_be_measured_is_one_line(polybit_cli: Polybit, arguments: tu
 def test_a_model_that_does_not_fit_is_refused_with_both_sizes(
     polybit_cli: Polybit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polybit.bench.subject.free_bytes", lambda device: 100_000_000)
+    monkeypatch.setattr("polybit.model.machine.free_bytes", lambda device: 100_000_000)
     result = polybit_cli("-q", "bench", "--synthetic", "llama-1b@4.0", "--device", "cpu")
     assert result.code == 2
-    assert "llama-1b@4 needs 1.2 GB of memory on cpu, but 0.1 GB are free" in result.err
+    assert "llama-1b@4 needs " in result.err
+    assert "but 0.09 GiB of cpu can be used" in result.err
 
 
 def test_the_commit_is_the_source_trees_or_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
