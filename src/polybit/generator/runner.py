@@ -79,22 +79,27 @@ class Runner:
 
 def lay_out(parts: list[Part], device: torch.device) -> tuple[Tensor, Step]:
     """The parts one after another: tokens [T] and the step that places them."""
-    starts = [part.sequence.num_stored for part in parts]
-    positions = torch.cat([torch.arange(start, part.stop) for start, part in zip(starts, parts, strict=True)])
-    table = torch.nn.utils.rnn.pad_sequence([torch.tensor(part.sequence.pages) for part in parts], batch_first=True)
-    counts = torch.tensor([part.count for part in parts])
-    rows = torch.arange(len(parts)).repeat_interleave(counts)
-    slots = table[rows, positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
-    tokens = [
-        token for start, part in zip(starts, parts, strict=True) for token in part.sequence.tokens[start : part.stop]
-    ]
+    tokens: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    for part in parts:
+        pages, places = part.sequence.pages, range(part.sequence.num_stored, part.stop)
+        tokens += part.sequence.tokens[places.start : places.stop]
+        positions += places
+        slots += [pages[place // PAGE_TOKENS] * PAGE_TOKENS + place % PAGE_TOKENS for place in places]
     step = Step(
-        positions=positions.to(device),
-        slots=slots.to(device),
-        page_table=table.to(device, torch.int32),
+        positions=torch.tensor(positions, device=device),
+        slots=torch.tensor(slots, device=device),
+        page_table=torch.tensor(_padded([part.sequence.pages for part in parts]), dtype=torch.int32, device=device),
         query_starts=torch.tensor([0, *accumulate(part.count for part in parts)], dtype=torch.int32, device=device),
         lengths=torch.tensor([part.stop for part in parts], dtype=torch.int32, device=device),
         max_queries=max(part.count for part in parts),
         max_length=max(part.stop for part in parts),
     )
     return torch.tensor(tokens, device=device), step
+
+
+def _padded(rows: list[list[int]]) -> list[list[int]]:
+    """All as long as the longest, by zeros."""
+    width = max(map(len, rows))
+    return [[*row, *[0] * (width - len(row))] for row in rows]
