@@ -137,7 +137,7 @@ class TestModelAndCache:
         with pytest.raises(RequestError, match="not loaded"):
             ExLlamaV2Cache(model)
         model.load()
-        assert ExLlamaV2Cache(model, max_seq_len=256).footprint() == [256 * 2 * 2 * 2 * 16 * 4]
+        assert ExLlamaV2Cache(model, max_seq_len=256).footprint() == [2 * 256 * 2 * 2 * 2 * 16 * 4]
 
     def test_a_lazy_cache_is_made_at_first_use(self, folder):
         model = ExLlamaV2(ExLlamaV2Config(str(folder)))
