@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from polybit.cache import PAGE_TOKENS, KVPool, pages_for
+from polybit.generator.graphs import SIZES, DecodeGraphs
 from polybit.generator.sampling import sample
 from polybit.generator.sequence import Sequence
 from polybit.model.model import Model
@@ -33,12 +34,16 @@ class Part:
 
 
 class Runner:
-    """The model and the pool. `vocab_size`: ids from here on are padding of the model's matrices and never sampled."""
+    """The model and the pool, and graphs for steps of one token a sequence where there are any.
 
-    def __init__(self, model: Model, pool: KVPool, vocab_size: int) -> None:
+    `vocab_size`: ids from here on are padding of the model's matrices and never sampled.
+    """
+
+    def __init__(self, model: Model, pool: KVPool, vocab_size: int, graphs: DecodeGraphs | None = None) -> None:
         self.model = model
         self.pool = pool
         self._vocab_size = vocab_size
+        self._graphs = graphs
 
     def run(self, parts: list[Part]) -> list[int | None]:
         """Store the parts' keys and values; the next token of each sequence, None where more of its prompt is to come.
@@ -46,11 +51,8 @@ class Runner:
         Raises OutOfMemory where the pool has too few pages, with nothing stored.
         """
         self._take_pages(parts)
-        tokens, step = lay_out(parts, self.model.device)
         ready = [i for i, part in enumerate(parts) if part.is_last]
-        stops = list(accumulate(part.count for part in parts))
-        logits_at = torch.tensor([stops[i] - 1 for i in ready], dtype=torch.int64, device=self.model.device)
-        logits = self.model.forward(tokens, step, self.pool, logits_at)
+        logits = self._logits(parts, ready)
         for part in parts:
             part.sequence.num_stored = part.stop
         sampled: list[int | None] = [None] * len(parts)
@@ -62,6 +64,15 @@ class Runner:
         """Give the sequence's pages back; there may be none."""
         self.pool.free.give_back(sequence.pages)
         sequence.pages.clear()
+
+    def _logits(self, parts: list[Part], ready: list[int]) -> Tensor:
+        """[n, V] of the last token of each part in `ready`."""
+        if self._graphs is not None and _is_decode(parts) and len(parts) <= SIZES[-1]:
+            return self._graphs.decode(*lay_out(parts, torch.device("cpu")))
+        tokens, step = lay_out(parts, self.model.device)
+        stops = list(accumulate(part.count for part in parts))
+        logits_at = torch.tensor([stops[i] - 1 for i in ready], dtype=torch.int64, device=self.model.device)
+        return self.model.forward(tokens, step, self.pool, logits_at)
 
     def _take_pages(self, parts: Iterable[Part]) -> None:
         for part in parts:
@@ -75,6 +86,11 @@ class Runner:
         params, texts = [s.params for s in sequences], [s.tokens for s in sequences]
         tokens = sample(logits[:, : self._vocab_size], params, texts, [s.uniform() for s in sequences])
         return [int(token) for token in tokens]
+
+
+def _is_decode(parts: Iterable[Part]) -> bool:
+    """Whether every sequence has one token left, from which its next one follows."""
+    return all(part.count == 1 and part.is_last for part in parts)
 
 
 def lay_out(parts: list[Part], device: torch.device) -> tuple[Tensor, Step]:
