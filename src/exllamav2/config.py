@@ -89,6 +89,7 @@ class ExLlamaV2Config:
             rope_scale=None if self.scale_pos_emb == 1 else self.scale_pos_emb,
             rope_alpha=None if self.scale_alpha_value == 1 else self.scale_alpha_value,
             rope_yarn=self.yarn_rope_factor if yarn else None,
+            graphs=not self.no_graphs,
         )
 
 

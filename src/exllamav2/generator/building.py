@@ -8,4 +8,4 @@ from polybit.generator import Engine
 
 def build_engine(model: ExLlamaV2, cache: ExLlamaV2Cache, tokenizer: ExLlamaV2Tokenizer) -> Engine:
     """Raises RequestError where the model is not loaded."""
-    return Engine(model.inner, tokenizer.inner, cache.pool, model.config.folder)
+    return Engine(model.inner, tokenizer.inner, cache.pool, model.config.folder, model.config.load_options().graphs)

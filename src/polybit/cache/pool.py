@@ -1,4 +1,7 @@
-"""The K/V pool: pages of all layers, allocated once and shared by all sequences. It does not grow."""
+"""The K/V pool: pages of all layers, allocated once and shared by all sequences. It does not grow.
+
+One page more than sequences can have, the spare one, takes what sequences that only fill up a batch write.
+"""
 
 from collections.abc import Sequence
 
@@ -26,7 +29,7 @@ class KVPool:
         """Room for at least `num_tokens`, on one device or on that of each block. Raises OutOfMemory."""
         pages = pages_for(num_tokens)
         devices = [device] * len(model.blocks) if isinstance(device, torch.device) else device
-        shapes = [(2, pages, PAGE_TOKENS, block.attn.num_kv_heads, block.attn.head_dim) for block in model.blocks]
+        shapes = [(2, pages + 1, PAGE_TOKENS, block.attn.num_kv_heads, block.attn.head_dim) for block in model.blocks]
         try:
             # Not zeroed, so that a system lends only what is written: attention never reads beyond a sequence's length.
             self._layers = [
@@ -45,6 +48,11 @@ class KVPool:
     def num_tokens(self) -> int:
         """Tokens that all sequences together can hold."""
         return self.free.total * PAGE_TOKENS
+
+    @property
+    def spare_page(self) -> int:
+        """Nobody's: anyone may write there, and nobody reads it but what was written in the same step."""
+        return self.free.total
 
     @property
     def num_bytes(self) -> int:

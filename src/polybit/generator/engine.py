@@ -9,6 +9,7 @@ from typing import Any, TypeGuard, overload
 from polybit.cache import KVPool
 from polybit.errors import RequestError
 from polybit.generator.completion import Completion
+from polybit.generator.graphs import decode_graphs
 from polybit.generator.params import SamplingParams, with_fields
 from polybit.generator.runner import Part, Runner
 from polybit.generator.sequence import Sequence
@@ -22,14 +23,15 @@ Prompt = str | list[int] | tuple[int, ...]
 class Engine:
     """A model, its tokenizer and a K/V pool. Prompts of a list run one after another."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, pool: KVPool, folder: Path) -> None:
-        """`folder`: where the chat template lies."""
+    def __init__(self, model: Model, tokenizer: Tokenizer, pool: KVPool, folder: Path, use_graphs: bool = True) -> None:
+        """`folder`: where the chat template lies. `use_graphs`: where the model can."""
         self.model = model
         self.tokenizer = tokenizer
         self.pool = pool
         self.folder = folder
         self.context = min(model.max_seq_len, pool.num_tokens)  # tokens of one prompt and its answer
-        self._runner = Runner(model, pool, min(tokenizer.vocab_size, model.spec.embedding.num_rows))
+        vocab_size = min(tokenizer.vocab_size, model.spec.embedding.num_rows)
+        self._runner = Runner(model, pool, vocab_size, decode_graphs(model, pool, use_graphs))
 
     @cached_property
     def chat_template(self) -> ChatTemplate:

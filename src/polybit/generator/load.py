@@ -37,7 +37,7 @@ def load(
     tell(setup, source)
     model = build(source, setup, progress)
     pool = KVPool(model.spec, setup.plan.cache_tokens, model.dtype, model.block_devices, model.backend)
-    return Engine(model, tokenizer, pool, source.folder)
+    return Engine(model, tokenizer, pool, source.folder, source.options.graphs)
 
 
 def plan_for(source: ModelSource, cache_tokens: int | None, machine: Machine | None = None) -> Setup:

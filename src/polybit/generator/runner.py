@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from polybit.cache import PAGE_TOKENS, KVPool, pages_for
+from polybit.generator.graphs import SIZES, DecodeGraphs
 from polybit.generator.sampling import sample
 from polybit.generator.sequence import Sequence
 from polybit.model.model import Model
@@ -33,12 +34,16 @@ class Part:
 
 
 class Runner:
-    """The model and the pool. `vocab_size`: ids from here on are padding of the model's matrices and never sampled."""
+    """The model and the pool, and graphs for steps of one token a sequence where there are any.
 
-    def __init__(self, model: Model, pool: KVPool, vocab_size: int) -> None:
+    `vocab_size`: ids from here on are padding of the model's matrices and never sampled.
+    """
+
+    def __init__(self, model: Model, pool: KVPool, vocab_size: int, graphs: DecodeGraphs | None = None) -> None:
         self.model = model
         self.pool = pool
         self._vocab_size = vocab_size
+        self._graphs = graphs
 
     def run(self, parts: list[Part]) -> list[int | None]:
         """Store the parts' keys and values; the next token of each sequence, None where more of its prompt is to come.
@@ -46,11 +51,8 @@ class Runner:
         Raises OutOfMemory where the pool has too few pages, with nothing stored.
         """
         self._take_pages(parts)
-        tokens, step = lay_out(parts, self.model.device)
         ready = [i for i, part in enumerate(parts) if part.is_last]
-        stops = list(accumulate(part.count for part in parts))
-        logits_at = torch.tensor([stops[i] - 1 for i in ready], dtype=torch.int64, device=self.model.device)
-        logits = self.model.forward(tokens, step, self.pool, logits_at)
+        logits = self._logits(parts, ready)
         for part in parts:
             part.sequence.num_stored = part.stop
         sampled: list[int | None] = [None] * len(parts)
@@ -62,6 +64,15 @@ class Runner:
         """Give the sequence's pages back; there may be none."""
         self.pool.free.give_back(sequence.pages)
         sequence.pages.clear()
+
+    def _logits(self, parts: list[Part], ready: list[int]) -> Tensor:
+        """[n, V] of the last token of each part in `ready`."""
+        if self._graphs is not None and _is_decode(parts) and len(parts) <= SIZES[-1]:
+            return self._graphs.decode(*lay_out(parts, torch.device("cpu")))
+        tokens, step = lay_out(parts, self.model.device)
+        stops = list(accumulate(part.count for part in parts))
+        logits_at = torch.tensor([stops[i] - 1 for i in ready], dtype=torch.int64, device=self.model.device)
+        return self.model.forward(tokens, step, self.pool, logits_at)
 
     def _take_pages(self, parts: Iterable[Part]) -> None:
         for part in parts:
@@ -77,24 +88,34 @@ class Runner:
         return [int(token) for token in tokens]
 
 
+def _is_decode(parts: Iterable[Part]) -> bool:
+    """Whether every sequence has one token left, from which its next one follows."""
+    return all(part.count == 1 and part.is_last for part in parts)
+
+
 def lay_out(parts: list[Part], device: torch.device) -> tuple[Tensor, Step]:
     """The parts one after another: tokens [T] and the step that places them."""
-    starts = [part.sequence.num_stored for part in parts]
-    positions = torch.cat([torch.arange(start, part.stop) for start, part in zip(starts, parts, strict=True)])
-    table = torch.nn.utils.rnn.pad_sequence([torch.tensor(part.sequence.pages) for part in parts], batch_first=True)
-    counts = torch.tensor([part.count for part in parts])
-    rows = torch.arange(len(parts)).repeat_interleave(counts)
-    slots = table[rows, positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
-    tokens = [
-        token for start, part in zip(starts, parts, strict=True) for token in part.sequence.tokens[start : part.stop]
-    ]
+    tokens: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    for part in parts:
+        pages, places = part.sequence.pages, range(part.sequence.num_stored, part.stop)
+        tokens += part.sequence.tokens[places.start : places.stop]
+        positions += places
+        slots += [pages[place // PAGE_TOKENS] * PAGE_TOKENS + place % PAGE_TOKENS for place in places]
     step = Step(
-        positions=positions.to(device),
-        slots=slots.to(device),
-        page_table=table.to(device, torch.int32),
+        positions=torch.tensor(positions, device=device),
+        slots=torch.tensor(slots, device=device),
+        page_table=torch.tensor(_padded([part.sequence.pages for part in parts]), dtype=torch.int32, device=device),
         query_starts=torch.tensor([0, *accumulate(part.count for part in parts)], dtype=torch.int32, device=device),
         lengths=torch.tensor([part.stop for part in parts], dtype=torch.int32, device=device),
         max_queries=max(part.count for part in parts),
         max_length=max(part.stop for part in parts),
     )
     return torch.tensor(tokens, device=device), step
+
+
+def _padded(rows: list[list[int]]) -> list[list[int]]:
+    """All as long as the longest, by zeros."""
+    width = max(map(len, rows))
+    return [[*row, *[0] * (width - len(row))] for row in rows]

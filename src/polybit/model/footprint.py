@@ -14,6 +14,8 @@ from polybit.model.source import ModelSource, head_is_tied, vector_shapes
 CHUNK_TOKENS = 2048  # of a prompt in one forward pass: enough to keep a device busy, few enough to bound its scratch
 SAMPLED_ROWS = 16  # sequences whose logits exist at once
 LOGITS_COPIES = 4  # fp32: as the head gives them, sorted, filtered, as probabilities
+GRAPH_LOGITS_COPIES = 3  # fp32: of all sizes of batch, which add up to twice the largest, and as the head computes them
+SPARE_TOKENS = 256  # of the cache, for sequences that fill a batch up
 WORK_BYTES = 7  # for each weight of a packed matrix while it is dequantized
 PACKED_OVERHEAD = 0.01  # what a GPU's own layout adds to packed matrices
 
@@ -46,6 +48,7 @@ class Footprint:
     workspace: int  # to dequantize in
     logits: int
     max_seq_len: int
+    graphs: int = 0  # what decode steps that are captured hold on a GPU
     unpacked: bool = False  # quantized matrices count dequantized
 
     @property
@@ -74,26 +77,34 @@ def footprint(
     holds_scores: bool,
     cache_itemsize: float | None = None,
     unpacked: bool = False,
+    graphs: bool = True,
 ) -> Footprint:
-    """`held`: bytes of a matrix in memory. `cache_itemsize`: bytes a number of K and V; None: as activations."""
+    """`held`: bytes of a matrix in memory. `cache_itemsize`: bytes a number of K and V; None: as activations.
+
+    `graphs`: a GPU is to capture decode steps.
+    """
     per_number = dtype.itemsize if cache_itemsize is None else cache_itemsize
     tables = (model.embedding, *([] if model.positions is None else [model.positions]))
     numbers = {name: prod(shapes[0]) for name, shapes in vector_shapes(model).items()}
     norm = sum(size for name, size in numbers.items() if name.startswith(f"{model.norm.key}."))
     sizes = [table_itemsize * table.num_rows * table.width for table in tables]
-    logits = SAMPLED_ROWS * LOGITS_COPIES * 4 * model.head.linear.padded_out_features
+    row = 4 * model.head.linear.padded_out_features  # of logits
+    activations = max(_activations(model, block, dtype) for block in model.blocks)
+    blocks = tuple(_block_bytes(block, held, numbers, dtype, per_number) for block in model.blocks)
+    spare = SPARE_TOKENS * sum(block.cache for block in blocks)
     return Footprint(
         table=sizes[0],
         positions=sum(sizes[1:]),
-        blocks=tuple(_block_bytes(block, held, numbers, dtype, per_number) for block in model.blocks),
+        blocks=blocks,
         norm=norm * dtype.itemsize,
         head=held(model.head.linear),
         head_is_table=head_is_table,
-        activations=max(_activations(model, block, dtype) for block in model.blocks),
+        activations=activations,
         scores=2 * 4 * max(block.attn.num_heads for block in model.blocks) if holds_scores else 0,
         workspace=WORK_BYTES * min(MAX_WORK_WEIGHTS, max(_num_weights(linear) for linear in model.linears)),
-        logits=logits,
+        logits=SAMPLED_ROWS * LOGITS_COPIES * row,
         max_seq_len=model.max_seq_len,
+        graphs=spare + SAMPLED_ROWS * (activations + GRAPH_LOGITS_COPIES * row) if graphs else 0,
         unpacked=unpacked,
     )
 
@@ -112,6 +123,7 @@ def footprint_of(source: ModelSource, dtype: torch.dtype, unpacked: bool, holds_
         head_is_table=head_is_tied(model, checkpoint) and shared,
         holds_scores=holds_scores,
         unpacked=unpacked and is_quantized(source),
+        graphs=source.options.graphs,
     )
 
 

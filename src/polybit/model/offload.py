@@ -5,9 +5,8 @@ callables are built over views of a place on the device, so that running it need
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,14 +15,11 @@ from polybit import spec
 from polybit.errors import KernelError
 from polybit.model.pinned import pinned_bytes
 from polybit.model.plan import OFFLOAD_SLOTS
+from polybit.model.tensor_tree import gather, num_bytes, over
 from polybit.model.weights import GatedLinear, Linear
 from polybit.modules.block import Layer
 from polybit.modules.step import KVStore, Step
 from polybit.modules.weights import GatedFn, JointFn, NormFn, Weights, one_by_one
-
-ALIGNMENT = 256  # bytes; where tensors start in a place
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,57 +31,17 @@ class Parcel:
 
     def over(self, place: Tensor) -> Mapping[str, Linear]:
         """The same matrices over the memory of `place` [>= n] uint8."""
-        packer = _Layout()
-        return {key: map_tensors(linear, lambda t: packer.view(t, place)) for key, linear in self.linears.items()}
-
-
-class _Layout:
-    """Hands out offsets to tensors in the order of asking."""
-
-    def __init__(self) -> None:
-        self.size = 0
-
-    def reserve(self, tensor: Tensor) -> slice:
-        start = self.size
-        self.size = -(-(start + tensor.nbytes) // ALIGNMENT) * ALIGNMENT
-        return slice(start, start + tensor.nbytes)
-
-    def view(self, tensor: Tensor, place: Tensor) -> Tensor:
-        return place[self.reserve(tensor)].view(tensor.dtype).view(tensor.shape)
+        return dict(zip(self.linears, over(tuple(self.linears.values()), place), strict=True))
 
 
 def pack(linears: Mapping[str, Linear]) -> Parcel:
     """Move prepared matrices into pinned RAM. KernelError: the backend keeps some of their memory out of sight."""
-    layout, tensors = _Layout(), []
-
-    def note(tensor: Tensor) -> Tensor:
-        tensors.append((tensor, layout.reserve(tensor)))
-        return tensor.to("meta")
-
-    hollow = {key: map_tensors(linear, note) for key, linear in linears.items()}
-    held, seen = sum(linear.matrix.num_bytes for linear in linears.values()), sum(t.nbytes for t, _ in tensors)
+    matrices = tuple(linears.values())
+    held, seen = sum(linear.matrix.num_bytes for linear in matrices), num_bytes(matrices)
     if seen < held:
         raise KernelError(f"matrices of this backend cannot live in RAM: {held} bytes are held, but {seen} are seen")
-    data = pinned_bytes(layout.size)
-    for tensor, place in tensors:
-        data[place].copy_(tensor.contiguous().flatten().view(torch.uint8))
-    return Parcel(hollow, data)
-
-
-def map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
-    """A tree of dataclasses and tuples, rebuilt with each tensor in it replaced; in a fixed order."""
-
-    def mapped(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return change(part)
-        if type(part) is tuple:
-            return tuple(map(mapped, part))
-        if is_dataclass(part) and not isinstance(part, type):
-            return replace(part, **{field.name: mapped(getattr(part, field.name)) for field in fields(part)})
-        return part
-
-    result: T = mapped(value)
-    return result
+    hollow, data = gather(matrices, pinned_bytes)
+    return Parcel(dict(zip(linears, hollow, strict=True)), data)
 
 
 class Ferry:

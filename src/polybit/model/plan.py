@@ -155,7 +155,7 @@ class _Need:
         cache = self.cache_tokens * sum(block.cache for block in held)
         scratch = self.sizes.scratch(self.cache_tokens)
         if budget.is_gpu:  # which needs room for what is read ahead, but gives it back before the cache is made
-            scratch = GPU_SLACK + max(scratch, READ_AHEAD * max(parts) - cache)
+            scratch = GPU_SLACK + max(scratch + self.sizes.graphs, READ_AHEAD * max(parts) - cache)
         return Share(budget.device, budget.free, blocks, weights, cache, scratch)
 
     def _head(self, budget: Budget, alone: bool) -> int:

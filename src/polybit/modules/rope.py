@@ -59,10 +59,12 @@ class RopeTables:
             self._tables[rope] = RopeTable(rope, self._max_seq_len, self._device)
         return self._tables[rope]
 
-    def reserve(self, length: int) -> None:
-        """Grow every table to `length` positions: none moves any more while sequences are no longer than that."""
-        for table in self._tables.values():
-            table.up_to(length)
+    def reserve(self, length: int) -> list[tuple[Tensor, Tensor]]:
+        """Grow every table to `length` positions: none moves any more while sequences are no longer than that.
+
+        Returns them, because whoever works with their addresses must keep them, should longer ones take their place.
+        """
+        return [table.up_to(length) for table in self._tables.values()]
 
 
 def _frequencies(rope: Rope, max_seq_len: int) -> tuple[Tensor, float]:

@@ -25,7 +25,14 @@ def test_size_is_rounded_up_to_pages_and_reported(source):
     pool = KVPool(source.spec, PAGE_TOKENS + 1, torch.float16, CPU, reference)
     per_token = sum(2 * block.attn.num_kv_heads * block.attn.head_dim for block in source.spec.blocks) * 2
     assert pool.num_tokens == 2 * PAGE_TOKENS
-    assert pool.num_bytes == 2 * PAGE_TOKENS * per_token
+    assert pool.num_bytes == 3 * PAGE_TOKENS * per_token
+
+
+def test_the_spare_page_is_there_and_nobodys(source):
+    pool = KVPool(source.spec, 3 * PAGE_TOKENS, torch.float16, CPU, reference)
+    assert pool.pages(0)[0].shape[0] == pool.spare_page + 1
+    assert pool.spare_page not in pool.free.take(3)
+    assert pool.free.num_free == 0
 
 
 def test_what_is_written_is_read(source):

@@ -70,6 +70,9 @@ class TestConfig:
         options = config.load_options()
         assert (options.max_seq_len, options.rope_scale) == (100, 2.0)
         assert options.rope_alpha is options.rope_yarn is None
+        assert options.graphs
+        config.no_graphs = True
+        assert not config.load_options().graphs
         config.alt_rope_method, config.yarn_rope_factor, config.scale_pos_emb = "yarn", 4.0, 1.0
         assert config.load_options().rope_yarn == 4.0
 
@@ -137,7 +140,7 @@ class TestModelAndCache:
         with pytest.raises(RequestError, match="not loaded"):
             ExLlamaV2Cache(model)
         model.load()
-        assert ExLlamaV2Cache(model, max_seq_len=256).footprint() == [256 * 2 * 2 * 2 * 16 * 4]
+        assert ExLlamaV2Cache(model, max_seq_len=256).footprint() == [2 * 256 * 2 * 2 * 2 * 16 * 4]
 
     def test_a_lazy_cache_is_made_at_first_use(self, folder):
         model = ExLlamaV2(ExLlamaV2Config(str(folder)))

@@ -87,7 +87,7 @@ class TestSeveralDevices:
             source.spec, PAGE_TOKENS, torch.float32, (torch.device("cpu"), *[torch.device("meta")] * 4), reference
         )
         assert [pool.pages(i)[0].device.type for i in range(LAYERS)] == ["cpu"] + ["meta"] * 4
-        one = PAGE_TOKENS * 2 * 2 * 16 * 4
+        one = 2 * PAGE_TOKENS * 2 * 2 * 16 * 4  # a page, and the spare one
         assert pool.device_bytes == {torch.device("cpu"): one, torch.device("meta"): 4 * one}
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from polybit.errors import OutOfMemory
 from polybit.model.footprint import BlockBytes, Footprint, footprint_of
 from polybit.model.options import LoadOptions
-from polybit.model.plan import GIB, Budget, Machine, Plan, longest_context, plan_memory
+from polybit.model.plan import GIB, GPU_SLACK, Budget, Machine, Plan, longest_context, plan_memory
 from polybit.model.source import open_model
 from random_model import write_random_model
 
@@ -60,12 +60,26 @@ class TestSizes:
         assert sizes.scratch(8192) - sizes.scratch(4096) == 8 * 512 * 4096
         assert sizes.scratch(1 << 30) == sizes.scratch(8192)  # one sequence reaches no further
 
+    def test_captured_steps_hold_logits_and_a_spare_page(self, tmp_path: Path) -> None:
+        folder = write_random_model(tmp_path, {"vocab_size": 1000})
+        with_graphs, without = (
+            footprint_of(open_model(folder, LoadOptions(graphs=graphs)), torch.float16, False, False)
+            for graphs in (True, False)
+        )
+        assert with_graphs.graphs >= 256 * with_graphs.cache_per_token + 16 * 1000 * 4
+        assert replace(with_graphs, graphs=0) == without
+
 
 class TestOneDevice:
     def test_everything_is_counted(self) -> None:
         (share,) = plan(gpus(24)).shares
         assert (share.blocks, share.cache) == (range(10), 10 * CACHE)
         assert share.weights == 10 * GIB + TEN.head + TEN.table  # of 13 GiB that remain, the table takes little
+
+    def test_only_a_gpu_captures_steps(self) -> None:
+        cpu = Machine((Budget(torch.device("cpu"), 24 * GIB),), 24 * GIB)
+        scratch = [plan(m, replace(TEN, graphs=4 * GIB)).shares[0].scratch for m in (gpus(24), cpu)]
+        assert scratch == [GPU_SLACK + 4 * GIB, 0]
 
     def test_the_table_stays_in_ram_where_space_is_short(self) -> None:
         found = plan(gpus(14))

@@ -1,0 +1,73 @@
+"""Trees of dataclasses and tuples: the tensors in them replaced, or brought together in one run of bytes."""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 256  # bytes; where tensors start in a run
+
+T = TypeVar("T")
+
+
+def map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
+    """The tree with each tensor in it replaced, in a fixed order."""
+
+    def mapped(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return change(part)
+        if type(part) is tuple:
+            return tuple(map(mapped, part))
+        if is_dataclass(part) and not isinstance(part, type):
+            return replace(part, **{field.name: mapped(getattr(part, field.name)) for field in fields(part)})
+        return part
+
+    result: T = mapped(value)
+    return result
+
+
+def num_bytes(value: object) -> int:
+    """Of all tensors in a tree."""
+    sizes = []
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    map_tensors(value, note)
+    return sum(sizes)
+
+
+def gather(value: T, allocate: Callable[[int], Tensor]) -> tuple[T, Tensor]:
+    """The tree without memory, and its tensors copied to the [n] uint8 that `allocate` gives for a number of bytes."""
+    offsets, found = _Offsets(), []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append((offsets.take(tensor), tensor))
+        return tensor.to("meta")
+
+    hollow = map_tensors(value, note)
+    run = allocate(offsets.size)
+    for place, tensor in found:
+        run[place].copy_(tensor.contiguous().flatten().view(torch.uint8))
+    return hollow, run
+
+
+def over(value: T, run: Tensor) -> T:
+    """The tree over the memory of `run` [>= n] uint8, laid out as `gather` does it."""
+    offsets = _Offsets()
+    return map_tensors(value, lambda tensor: run[offsets.take(tensor)].view(tensor.dtype).view(tensor.shape))
+
+
+class _Offsets:
+    """Places in a run, in the order of asking."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def take(self, tensor: Tensor) -> slice:
+        start = self.size
+        self.size = -(-(start + tensor.nbytes) // ALIGNMENT) * ALIGNMENT
+        return slice(start, start + tensor.nbytes)

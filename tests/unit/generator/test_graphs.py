@@ -1,0 +1,182 @@
+"""Captured decode steps, with a capture that only runs the work again: what it reads and writes is all in its places.
+
+What a GPU makes of it is tested in e2e/.
+"""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from polybit.cache import PAGE_TOKENS, KVPool
+from polybit.generator import SamplingParams
+from polybit.generator.graphs import READ_BY_HOST, SIZES, Capture, DecodeGraphs, decode_graphs, obstacle
+from polybit.generator.runner import Part, Runner
+from polybit.generator.sequence import Sequence
+from polybit.model.load import load
+from polybit.model.model import Model
+from polybit.model.options import LoadOptions
+from polybit.model.source import open_model
+from polybit.text import Tokenizer
+from random_model import write_random_model
+from unit.model.test_placement import placed
+from unit.text.folders import byte_level
+
+VOCABULARY = 272
+GREEDY = SamplingParams(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return byte_level(write_random_model(tmp_path_factory.mktemp("model"), {"vocab_size": VOCABULARY}))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    return load(open_model(folder, LoadOptions(device="cpu")))
+
+
+class Captures:
+    """Notes the sizes of the steps that are captured."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, work):
+        self.sizes.append(len(work()))
+        return work
+
+
+class Bench:
+    """A runner over a pool in which what nobody wrote is NaN."""
+
+    def __init__(self, model: Model, folder: Path, capture: Capture | None, pages: int = 16) -> None:
+        self.pool = KVPool(model.spec, pages * PAGE_TOKENS, model.dtype, model.device, model.backend)
+        for layer in range(len(model.spec.blocks)):
+            for part in self.pool.pages(layer):
+                part.fill_(math.nan)
+        self.runner = Runner(
+            model, self.pool, VOCABULARY, None if capture is None else DecodeGraphs(model, self.pool, capture)
+        )
+        self._tokenizer = Tokenizer.open(folder)
+
+    def begin(self, length: int, first: int = 0) -> Sequence:
+        """A sequence whose prompt of `length` tokens is stored, and its first token sampled."""
+        prompt = [(first + 7 * i) % 256 for i in range(length)]
+        sequence = Sequence(prompt, GREEDY, frozenset(), self._tokenizer.detokenizer(), room=1000)
+        (token,) = self.runner.run([Part(sequence, length)])
+        sequence.accept(token)
+        return sequence
+
+    def decode(self, sequences: list[Sequence], steps: int) -> None:
+        for _ in range(steps):
+            for sequence, token in zip(sequences, self.runner.run([Part(s, 1) for s in sequences]), strict=True):
+                sequence.accept(token)
+
+    def tokens(self, lengths: list[int], steps: int) -> list[tuple[int, ...]]:
+        """What sequences of these prompts say, together."""
+        sequences = [self.begin(length, first=i) for i, length in enumerate(lengths)]
+        self.decode(sequences, steps)
+        for sequence in sequences:
+            self.runner.release(sequence)
+        return [sequence.completion().tokens for sequence in sequences]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_say_what_eager_steps_say(model: Model, folder: Path, count: int) -> None:
+    lengths = [PAGE_TOKENS - 4, 3, 1, 2 * PAGE_TOKENS - 20, 40, 100, PAGE_TOKENS, 9][
+        :count
+    ]  # some pass into a new page
+    expected = Bench(model, folder, None).tokens(lengths, 12)
+    assert Bench(model, folder, Captures()).tokens(lengths, 12) == expected
+    assert len(set(expected[0])) > 2
+
+
+def test_each_size_is_captured_once_and_prompts_are_not(model: Model, folder: Path) -> None:
+    captures = Captures()
+    bench = Bench(model, folder, captures)
+    sequences = [bench.begin(5, first=i) for i in range(9)]
+    assert captures.sizes == []
+    for count in (3, 1, 4, 2, 3, 5, 9, 8):
+        bench.decode(sequences[:count], 1)
+    assert captures.sizes == [4, 1, 2, 8, 16]
+
+
+def test_a_step_with_part_of_a_prompt_is_eager(model: Model, folder: Path) -> None:
+    captures = Captures()
+    bench = Bench(model, folder, captures)
+    running = bench.begin(5)
+    newcomer = Sequence([1, 2, 3], GREEDY, frozenset(), running._detokenizer, room=10)
+    for count in (2, 1):
+        found = bench.runner.run([Part(running, 1), Part(newcomer, count)])
+        running.accept(found[0])
+    assert found[1] is not None
+    assert captures.sizes == [2]  # the second: one token each, and both go on from it
+
+
+def test_larger_batches_than_the_largest_are_eager(model: Model, folder: Path) -> None:
+    captures, count = Captures(), SIZES[-1] + 1
+    bench = Bench(model, folder, captures, pages=count)
+    sequences = [bench.begin(2, first=i) for i in range(count)]
+    bench.decode(sequences, 1)
+    assert captures.sizes == []
+    bench.decode(sequences[1:], 1)
+    assert captures.sizes == [SIZES[-1]]
+
+
+def test_a_smaller_batch_leaves_the_pages_of_those_before_alone(model: Model, folder: Path) -> None:
+    bench = Bench(model, folder, Captures())
+    sequences = [bench.begin(20, first=i) for i in range(4)]
+    bench.decode(sequences, 1)
+    *others, last = sequences
+    for part in bench.pool.pages(1):
+        part[last.pages] = math.nan
+    bench.decode(others, 3)
+    assert all(part[last.pages].isnan().all() for part in bench.pool.pages(1))
+
+
+def test_only_the_spare_page_takes_what_fills_a_batch_up(model: Model, folder: Path) -> None:
+    bench = Bench(model, folder, Captures())
+    bench.decode([bench.begin(20, first=i) for i in range(3)], 1)
+    keys, _ = bench.pool.pages(0)
+    written = (~keys.isnan()).flatten(1).any(1).nonzero().flatten().tolist()
+    assert written == [0, 1, 2, bench.pool.spare_page]
+    assert (~keys[bench.pool.spare_page].isnan()).flatten(1).any(1).nonzero().flatten().tolist() == [0]
+
+
+class TestWhoCapturesSteps:
+    """Every kind of model that cannot says why."""
+
+    ABLE = SimpleNamespace(NAME="able", NATIVE_OPS=READ_BY_HOST)
+
+    def test_a_plain_model_on_a_fast_backend(self, model: Model) -> None:
+        assert obstacle(replace(model, backend=self.ABLE)) is None
+
+    def test_not_the_reference(self, model: Model) -> None:
+        assert obstacle(model) == "backend reference reads on the host in attention and matmul"
+
+    def test_not_a_split_model(self, folder: Path) -> None:
+        source = open_model(write_random_model(folder.parent / "five", {"num_hidden_layers": 5}), LoadOptions("cpu"))
+        split, in_ram = placed(source, [2, 5]), placed(source, [5], offloaded=2)
+        assert obstacle(replace(split, backend=self.ABLE)) == "the layers lie on several devices"
+        assert obstacle(replace(in_ram, backend=self.ABLE)) == "some layers live in RAM"
+
+    def test_not_a_mixture_of_experts(self, tmp_path: Path) -> None:
+        mixtral = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2}
+        model = load(open_model(write_random_model(tmp_path, mixtral), LoadOptions(device="cpu")))
+        assert obstacle(replace(model, backend=self.ABLE)) == "which experts have work is read on the host"
+
+    @pytest.mark.parametrize("wanted", [True, False])
+    def test_a_gpus_log_says_it(self, model: Model, caplog: pytest.LogCaptureFixture, wanted: bool) -> None:
+        caplog.set_level("INFO")
+        assert decode_graphs(model, None, wanted) is None
+        assert caplog.text == ""
+        on_gpu = SimpleNamespace(
+            device=torch.device("cuda"), stages=model.stages, spec=model.spec, backend=model.backend
+        )
+        assert decode_graphs(on_gpu, None, wanted) is None
+        reason = "backend reference reads on the host" if wanted else "they are turned off"
+        assert f"decode steps run without CUDA graphs: {reason}" in caplog.text
