@@ -1,14 +1,13 @@
 """Forward passes as the engine makes them: prompts by chunks, then a token of each sequence at a time, by argmax."""
 
-from itertools import accumulate
-
 import torch
 from torch import Tensor
 
 from polybit.cache import PAGE_TOKENS, KVPool, pages_for
 from polybit.errors import OutOfMemory
+from polybit.generator.graphs import decode_graphs
 from polybit.generator.params import SamplingParams
-from polybit.generator.runner import Part, lay_out
+from polybit.generator.runner import Part, Runner, lay_out
 from polybit.generator.sequence import Sequence
 from polybit.model.device import current
 from polybit.model.footprint import CHUNK_TOKENS
@@ -30,6 +29,8 @@ class Batch:
         self._model, self._length, self._filled = model, length, 0
         num_tokens = batch * pages * PAGE_TOKENS
         self._pool = KVPool(model.spec, num_tokens, model.dtype, model.block_devices, model.backend)
+        graphs = decode_graphs(model, self._pool, wanted=True)
+        self._runner = Runner(model, self._pool, model.spec.embedding.num_rows, graphs)
         random = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, model.spec.embedding.num_rows, (batch, length), generator=random)
         self._sequences = [_sequence(row, self._pool.free.take(pages)) for row in tokens.tolist()]
@@ -71,14 +72,8 @@ class Batch:
     def _pass(self) -> Tensor | None:
         """One forward pass -> the logits after each sequence, None where more of the prompts is to come."""
         parts = [Part(sequence, min(sequence.num_pending, CHUNK_TOKENS)) for sequence in self._sequences]
-        tokens, step = lay_out(parts, self._model.device)
-        stops = accumulate(part.count for part in parts)
-        ends = [stop - 1 for part, stop in zip(parts, stops, strict=True) if part.is_last]
-        logits_at = torch.tensor(ends, dtype=torch.int64, device=self._model.device)
-        logits = self._model.forward(tokens, step, self._pool, logits_at)
-        for part in parts:
-            part.sequence.num_stored = part.stop
-        return logits if ends else None
+        logits = self._runner.forward(parts)
+        return logits if len(logits) else None
 
 
 def _sequence(tokens: list[int], pages: list[int]) -> Sequence:

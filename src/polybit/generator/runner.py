@@ -52,9 +52,7 @@ class Runner:
         """
         self._take_pages(parts)
         ready = [i for i, part in enumerate(parts) if part.is_last]
-        logits = self._logits(parts, ready)
-        for part in parts:
-            part.sequence.num_stored = part.stop
+        logits = self.forward(parts)
         sampled: list[int | None] = [None] * len(parts)
         for i, token in zip(ready, self._sample(logits, [parts[i].sequence for i in ready]), strict=True):
             sampled[i] = token
@@ -65,13 +63,23 @@ class Runner:
         self.pool.free.give_back(sequence.pages)
         sequence.pages.clear()
 
-    def _logits(self, parts: list[Part], ready: list[int]) -> Tensor:
-        """[n, V] of the last token of each part in `ready`."""
+    def forward(self, parts: list[Part]) -> Tensor:
+        """Store the parts' keys and values in pages that the sequences have; [n, V] after each part that is a last one.
+
+        The logits are good until the next call.
+        """
+        logits = self._logits(parts)
+        for part in parts:
+            part.sequence.num_stored = part.stop
+        return logits
+
+    def _logits(self, parts: list[Part]) -> Tensor:
         if self._graphs is not None and _is_decode(parts) and len(parts) <= SIZES[-1]:
             return self._graphs.decode(*lay_out(parts, torch.device("cpu")))
         tokens, step = lay_out(parts, self.model.device)
-        stops = list(accumulate(part.count for part in parts))
-        logits_at = torch.tensor([stops[i] - 1 for i in ready], dtype=torch.int64, device=self.model.device)
+        stops = accumulate(part.count for part in parts)
+        ends = [stop - 1 for stop, part in zip(stops, parts, strict=True) if part.is_last]
+        logits_at = torch.tensor(ends, dtype=torch.int64, device=self.model.device)
         return self.model.forward(tokens, step, self.pool, logits_at)
 
     def _take_pages(self, parts: Iterable[Part]) -> None:
