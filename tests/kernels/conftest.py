@@ -3,16 +3,12 @@
 On a machine without a GPU, Triton's kernels run in its interpreter; with one, they run there (pytest -m gpu).
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports the Triton backend
 
 from kernels.interpreter import mended
 from polybit.kernels.protocol import Backend
