@@ -15,13 +15,11 @@ from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.text import Tokenizer
 from random_model import write_random_model
-from unit.generator.test_graphs import VOCABULARY, Bench
+from unit.generator.decoding import LENGTHS, VOCABULARY, Bench
 from unit.model.test_sizes import quantize_one
 from unit.text.folders import byte_level
 
 pytestmark = pytest.mark.gpu
-
-LENGTHS = [PAGE_TOKENS - 4, 3, 1, 2 * PAGE_TOKENS - 20, 40, 100, PAGE_TOKENS, 9]  # some pass into a new page
 
 
 @pytest.fixture(scope="module")

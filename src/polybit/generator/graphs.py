@@ -135,7 +135,8 @@ def obstacle(model: Model) -> str | None:
         return "some layers live in RAM"
     if any(isinstance(block.mlp, spec.SparseMoe) for block in model.spec.blocks):
         return "which experts have work is read on the host"
-    borrowed = READ_BY_HOST if model.backend is reference else READ_BY_HOST - model.backend.NATIVE_OPS
+    backend = model.backend
+    borrowed = {op for op in READ_BY_HOST if getattr(backend, op) is getattr(reference, op)}
     if borrowed:
         return f"backend {model.backend.NAME} reads on the host in {' and '.join(sorted(borrowed))}"
     return None

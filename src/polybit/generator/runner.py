@@ -92,8 +92,9 @@ class Runner:
         if not sequences:
             return []
         params, texts = [s.params for s in sequences], [s.tokens for s in sequences]
-        tokens = sample(logits[:, : self._vocab_size], params, texts, [s.uniform() for s in sequences])
-        return [int(token) for token in tokens]
+        uniforms = [s.uniform() for s in sequences]
+        tokens: list[int] = sample(logits[:, : self._vocab_size], params, texts, uniforms).tolist()
+        return tokens
 
 
 def _is_decode(parts: Iterable[Part]) -> bool:

@@ -11,22 +11,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from polybit.cache import PAGE_TOKENS, KVPool
-from polybit.generator import SamplingParams
-from polybit.generator.graphs import READ_BY_HOST, SIZES, Capture, DecodeGraphs, decode_graphs, obstacle
-from polybit.generator.runner import Part, Runner
+from polybit.generator.graphs import READ_BY_HOST, SIZES, decode_graphs, obstacle
+from polybit.generator.runner import Part
 from polybit.generator.sequence import Sequence
 from polybit.model.load import load
 from polybit.model.model import Model
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
-from polybit.text import Tokenizer
 from random_model import write_random_model
+from unit.generator.decoding import GREEDY, LENGTHS, VOCABULARY, Bench
 from unit.model.test_placement import placed
 from unit.text.folders import byte_level
-
-VOCABULARY = 272
-GREEDY = SamplingParams(temperature=0)
 
 
 @pytest.fixture(scope="module")
@@ -50,48 +45,10 @@ class Captures:
         return work
 
 
-class Bench:
-    """A runner over a pool in which what nobody wrote is NaN."""
-
-    def __init__(self, model: Model, folder: Path, capture: Capture | None, pages: int = 16) -> None:
-        self.pool = KVPool(model.spec, pages * PAGE_TOKENS, model.dtype, model.device, model.backend)
-        for layer in range(len(model.spec.blocks)):
-            for part in self.pool.pages(layer):
-                part.fill_(math.nan)
-        self.runner = Runner(
-            model, self.pool, VOCABULARY, None if capture is None else DecodeGraphs(model, self.pool, capture)
-        )
-        self._tokenizer = Tokenizer.open(folder)
-
-    def begin(self, length: int, first: int = 0) -> Sequence:
-        """A sequence whose prompt of `length` tokens is stored, and its first token sampled."""
-        prompt = [(first + 7 * i) % 256 for i in range(length)]
-        sequence = Sequence(prompt, GREEDY, frozenset(), self._tokenizer.detokenizer(), room=1000)
-        (token,) = self.runner.run([Part(sequence, length)])
-        sequence.accept(token)
-        return sequence
-
-    def decode(self, sequences: list[Sequence], steps: int) -> None:
-        for _ in range(steps):
-            for sequence, token in zip(sequences, self.runner.run([Part(s, 1) for s in sequences]), strict=True):
-                sequence.accept(token)
-
-    def tokens(self, lengths: list[int], steps: int) -> list[tuple[int, ...]]:
-        """What sequences of these prompts say, together."""
-        sequences = [self.begin(length, first=i) for i, length in enumerate(lengths)]
-        self.decode(sequences, steps)
-        for sequence in sequences:
-            self.runner.release(sequence)
-        return [sequence.completion().tokens for sequence in sequences]
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
 def test_say_what_eager_steps_say(model: Model, folder: Path, count: int) -> None:
-    lengths = [PAGE_TOKENS - 4, 3, 1, 2 * PAGE_TOKENS - 20, 40, 100, PAGE_TOKENS, 9][
-        :count
-    ]  # some pass into a new page
-    expected = Bench(model, folder, None).tokens(lengths, 12)
-    assert Bench(model, folder, Captures()).tokens(lengths, 12) == expected
+    expected = Bench(model, folder, None).tokens(LENGTHS[:count], 12)
+    assert Bench(model, folder, Captures()).tokens(LENGTHS[:count], 12) == expected
     assert len(set(expected[0])) > 2
 
 
@@ -150,7 +107,7 @@ def test_only_the_spare_page_takes_what_fills_a_batch_up(model: Model, folder: P
 class TestWhoCapturesSteps:
     """Every kind of model that cannot says why."""
 
-    ABLE = SimpleNamespace(NAME="able", NATIVE_OPS=READ_BY_HOST)
+    ABLE = SimpleNamespace(NAME="able", **dict.fromkeys(READ_BY_HOST))
 
     def test_a_plain_model_on_a_fast_backend(self, model: Model) -> None:
         assert obstacle(replace(model, backend=self.ABLE)) is None

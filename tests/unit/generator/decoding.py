@@ -1,0 +1,51 @@
+"""Sequences that decode together, step by step, over a pool of their own; with captured steps or without."""
+
+import math
+from pathlib import Path
+
+from polybit.cache import PAGE_TOKENS, KVPool
+from polybit.generator import SamplingParams
+from polybit.generator.graphs import Capture, DecodeGraphs
+from polybit.generator.runner import Part, Runner
+from polybit.generator.sequence import Sequence
+from polybit.model.model import Model
+from polybit.text import Tokenizer
+
+VOCABULARY = 272  # a little more than the tokenizer's 260
+GREEDY = SamplingParams(temperature=0)
+LENGTHS = [PAGE_TOKENS - 4, 3, 1, 2 * PAGE_TOKENS - 20, 40, 100, PAGE_TOKENS, 9]  # of prompts; some end near a page's
+
+
+class Bench:
+    """A runner over a pool in which what nobody wrote is NaN."""
+
+    def __init__(self, model: Model, folder: Path, capture: Capture | None, pages: int = 16) -> None:
+        self.pool = KVPool(model.spec, pages * PAGE_TOKENS, model.dtype, model.device, model.backend)
+        for layer in range(len(model.spec.blocks)):
+            for part in self.pool.pages(layer):
+                part.fill_(math.nan)
+        self.runner = Runner(
+            model, self.pool, VOCABULARY, None if capture is None else DecodeGraphs(model, self.pool, capture)
+        )
+        self._tokenizer = Tokenizer.open(folder)
+
+    def begin(self, length: int, first: int = 0) -> Sequence:
+        """A sequence whose prompt of `length` tokens is stored, and its first token sampled."""
+        prompt = [(first + 7 * i) % 256 for i in range(length)]
+        sequence = Sequence(prompt, GREEDY, frozenset(), self._tokenizer.detokenizer(), room=1000)
+        (token,) = self.runner.run([Part(sequence, length)])
+        sequence.accept(token)
+        return sequence
+
+    def decode(self, sequences: list[Sequence], steps: int) -> None:
+        for _ in range(steps):
+            for sequence, token in zip(sequences, self.runner.run([Part(s, 1) for s in sequences]), strict=True):
+                sequence.accept(token)
+
+    def tokens(self, lengths: list[int], steps: int) -> list[tuple[int, ...]]:
+        """What sequences of these prompts say, together."""
+        sequences = [self.begin(length, first=i) for i, length in enumerate(lengths)]
+        self.decode(sequences, steps)
+        for sequence in sequences:
+            self.runner.release(sequence)
+        return [sequence.completion().tokens for sequence in sequences]
