@@ -15,6 +15,7 @@ from polybit.kernels.protocol import Matrix
 from polybit.kernels.reference.matrices import column_parts
 from polybit.spec import Activation
 
+WORK_SHARE = 3  # times as many weights as others dequantize at once: they take two bytes each here, not seven
 HALF = (torch.float16, torch.bfloat16)  # the kernels round activations to 11 bits
 
 
@@ -61,7 +62,7 @@ def _multiply_dense(x: Tensor, matrix: Streamed) -> Tensor:
     for i, shape in enumerate(matrix.shapes):
         if matrix.input.row_blocks[i] != place:
             sorted_x, place = x[:, matrix.order_of(i)], matrix.input.row_blocks[i]
-        for start, stop in column_parts(shape.in_features, shape.out_features, TILE_COLUMNS):
+        for start, stop in column_parts(shape.in_features, shape.out_features, TILE_COLUMNS, WORK_SHARE):
             weight = matrix.dense(i, start, stop).to(x.dtype)
             torch.mm(sorted_x, weight.T, out=out[:, column + start : column + stop])
         column += shape.out_features
