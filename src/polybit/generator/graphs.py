@@ -4,8 +4,10 @@ A graph runs the same kernels over the same memory each time. So a step's number
 and a batch is filled up to the next size by sequences of one token, which lie in the pool's spare page.
 """
 
+import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -103,7 +105,7 @@ def cuda_capture(device: torch.device) -> Capture:
                 work()  # compiles kernels and makes room that lasts, neither of which a graph may do
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, memory, stream, capture_error_mode="thread_local"):
+            with _nothing_freed(), torch.cuda.graph(graph, memory, stream, capture_error_mode="thread_local"):
                 result = work()
 
         def replay() -> Tensor:
@@ -113,6 +115,19 @@ def cuda_capture(device: torch.device) -> Capture:
         return replay
 
     return capture
+
+
+@contextmanager
+def _nothing_freed() -> Iterator[None]:
+    """No garbage collection: a graph or pinned memory that it frees would spoil the capture."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def decode_graphs(model: Model, pool: KVPool, wanted: bool) -> DecodeGraphs | None:
