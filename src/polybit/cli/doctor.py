@@ -27,10 +27,11 @@ class Extra:
 
     package: str
     purpose: str
+    wanted: str | None = None  # what pip is asked for, where that is not the package
 
 
 EXTRAS = (
-    Extra("cuda-core", "the fastest kernels on NVIDIA graphics cards"),
+    Extra("cuda-core", "the fastest kernels on NVIDIA graphics cards", "'polybit[cuda]'"),
     Extra("numba", "fast conversion on the CPU"),
     Extra("gguf", "GGUF files as a source for conversion, and the demo"),
     Extra("pyarrow", "parquet files as calibration text"),
@@ -94,7 +95,7 @@ def extra_line(extra: Extra) -> str:
     version = installed_version(extra.package)
     if version is not None:
         return f"{extra.package} {version}: {extra.purpose}"
-    return f"no {extra.package} for {extra.purpose}; to add it: {sys.executable} -m pip install {extra.package}"
+    return f"no {extra.package} for {extra.purpose}; to add it: {sys.executable} -m pip install {extra.wanted or extra.package}"
 
 
 def installed_version(package: str) -> str | None:
