@@ -95,7 +95,8 @@ def extra_line(extra: Extra) -> str:
     version = installed_version(extra.package)
     if version is not None:
         return f"{extra.package} {version}: {extra.purpose}"
-    return f"no {extra.package} for {extra.purpose}; to add it: {sys.executable} -m pip install {extra.wanted or extra.package}"
+    wanted = extra.wanted or extra.package
+    return f"no {extra.package} for {extra.purpose}; to add it: {sys.executable} -m pip install {wanted}"
 
 
 def installed_version(package: str) -> str | None:
