@@ -80,8 +80,13 @@ def backend_table(backend: Backend, is_default: bool) -> Table:
     table.add_column("operation")
     table.add_column("served by")
     for op in operations():
-        table.add_row(op, backend.NAME if op in backend.NATIVE_OPS else "fallback: reference")
+        table.add_row(op, backend.NAME if op in backend.NATIVE_OPS else f"fallback: {home_of(backend, op)}")
     return table
+
+
+def home_of(backend: Backend, op: str) -> str:
+    """The backend whose operation another one re-exports: `triton` of polybit.kernels.triton.norms."""
+    return str(getattr(backend, op).__module__).removeprefix("polybit.kernels.").partition(".")[0]
 
 
 def operations() -> list[str]:

@@ -38,7 +38,7 @@ class Backend(Protocol):
     """Every op that a forward pass needs. A backend that lacks one re-exports it from `reference`, visibly."""
 
     NAME: str
-    NATIVE_OPS: frozenset[str]  # ops of this backend's own; the others are the reference's
+    NATIVE_OPS: frozenset[str]  # ops of this backend's own; the others are another's
     DEVICES: frozenset[str]  # types of torch devices that it serves
     READS_PACKED: bool  # products of few rows read the packed words: holding them dequantized would slow them down
 

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 
 OLDEST_TRITON = (3, 5)
+OLDEST_CARD = (7, 5)  # for CUDA C++
 
 
 def _reference() -> Backend:
@@ -32,6 +33,8 @@ def _triton() -> Backend:
 
 
 def _cuda() -> Backend:
+    if torch.version.hip is not None:
+        raise ImportError("this torch is built for AMD cards, and the backend is for NVIDIA's")
     _triton()  # whose operations it has beside its own
     from polybit.kernels import cuda
 
@@ -83,7 +86,17 @@ def _default(device: torch.device) -> Backend:
         return reference
     for name in GPU_PREFERENCE:
         try:
-            return load_backend(name)
+            backend = load_backend(name)
         except KernelError as error:
-            log.warning("%s", error)
+            if torch.version.hip is None or name != "cuda":
+                log.warning("%s", error)
+            continue
+        if name == "cuda" and _capability(device) < OLDEST_CARD:
+            log.warning("%s is too old for backend 'cuda', which needs compute capability %d.%d", device, *OLDEST_CARD)
+            continue
+        return backend
     return reference
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else OLDEST_CARD

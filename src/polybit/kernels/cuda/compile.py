@@ -13,16 +13,17 @@ from typing import Any
 
 import cuda.core as core  # absent: the registry says how to get it
 import torch
+from cuda.bindings import nvrtc
 from cuda.core._utils.cuda_utils import CUDAError  # it has no public name
 
 from polybit import env
 from polybit.errors import KernelError
 from polybit.format.files import replacing
+from polybit.kernels.registry import OLDEST_CARD
 
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-OLDEST = (7, 5)
 INSTALL = "pip install 'polybit[cuda]'"
 
 
@@ -41,13 +42,14 @@ class Build:
 def compiled(build: Build, name: str, device: int) -> Any:
     """The kernel `name` (a cuda.core Kernel) for that CUDA device. KernelError says what is missing."""
     capability = torch.cuda.get_device_capability(device)
-    if capability < OLDEST:
+    if capability < OLDEST_CARD:
         found = f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}"
-        raise KernelError(f"{found}, but the CUDA kernels need {OLDEST[0]}.{OLDEST[1]}; use backend='reference'")
-    core.Device(device).set_current()
+        needed = f"{OLDEST_CARD[0]}.{OLDEST_CARD[1]}"
+        raise KernelError(f"{found}, but the CUDA kernels need {needed}; use backend='reference'")
     code = cached_cubin(build, f"sm_{capability[0]}{capability[1]}")
     try:
-        return core.ObjectCode.from_cubin(code).get_kernel(name)
+        with torch.cuda.device(device):
+            return core.ObjectCode.from_cubin(code).get_kernel(name)
     except (CUDAError, RuntimeError) as error:
         raise KernelError(
             f"the driver cannot load {build.file} ({str(error).splitlines()[0]}): it is older than the compiler; "
@@ -73,7 +75,8 @@ def cached_cubin(build: Build, architecture: str) -> bytes:
 
 
 def fingerprint(build: Build, architecture: str) -> str:
-    digest = hashlib.sha256(f"{architecture} {build.macros} {core.__version__}".encode())
+    compiler = nvrtc.nvrtcVersion()[1:]  # a driver may know the code of one and not of another
+    digest = hashlib.sha256(f"{architecture} {build.macros} {compiler}".encode())
     for path in (FOLDER / build.file, *sorted(FOLDER.glob("*.cuh"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]

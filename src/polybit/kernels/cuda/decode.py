@@ -1,6 +1,6 @@
 """Products of few rows straight from the stream: which build of `exl2_decode` for how many rows, and its launch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from polybit.errors import KernelError
 from polybit.kernels.cuda.compile import Build
 from polybit.kernels.cuda.launch import Argument, Kernel, shared_memory
-from polybit.kernels.cuda.schedule import Shape, Warps, make_schedule
+from polybit.kernels.cuda.schedule import Schedule, Shape, Warps, make_schedule
 from polybit.kernels.cuda.stream import TILE_COLUMNS
 from polybit.kernels.cuda.streamed import Streamed
 from polybit.spec import Activation
@@ -42,8 +42,16 @@ class Form:
 
     @property
     def slot_bytes(self) -> int:
-        rows = 1 if self.one else 8 * self.row_tiles
+        rows = self.most_rows
         return WEIGHT_BYTES + (64 * rows + (16 if self.one else 8 * rows)) * self.max_chunk
+
+    @property
+    def most_rows(self) -> int:
+        return 1 if self.one else 8 * self.row_tiles
+
+    def shared_bytes(self, warps: int, num_sums: int) -> int:
+        """Of a thread block: its warps' rings, and their sums."""
+        return warps * SLOTS * self.slot_bytes + num_sums * self.most_rows * SUM_BYTES
 
     def build(self, warps: int, out_float: bool) -> Build:
         macros = {
@@ -74,7 +82,7 @@ class Plan:
 class Workspace:
     """Where thread blocks leave their parts of tiles; launches on one device follow one another and share it."""
 
-    sums: Tensor  # [2 a thread block, 16, 64] fp32
+    sums: Tensor  # [places, 16, 64] fp32
     counters: Tensor  # zero between launches
 
 
@@ -131,7 +139,7 @@ def _multiply(num_rows: int, matrix: Streamed, dtype: torch.dtype, residual: Ten
 def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -> None:
     num_rows, given, device = out.shape[0], matrix.input, out.device
     form = form_for(num_rows)
-    plan = _plan(form, num_rows, matrix.shapes, given.row_blocks, given.first_groups, device)
+    plan = _plan(form, matrix.shapes, given.row_blocks, given.first_groups, device)
     kernel = Kernel.get(form.build(plan.warps, out.dtype == torch.float32), "exl2_decode", device)
     space = _workspace(device)
     kernel.launch(
@@ -158,34 +166,44 @@ def activations(dtype: torch.dtype, weight_dtype: torch.dtype) -> Build:
 
 @cache
 def _plan(
-    form: Form, rows: int, shapes: tuple[Shape, ...], row_blocks: tuple[int, ...], first_groups: tuple[int, ...],
+    form: Form, shapes: tuple[Shape, ...], row_blocks: tuple[int, ...], first_groups: tuple[int, ...],
     device: torch.device,
 ) -> Plan:  # fmt: skip
-    """The most warps and the fewest thread blocks whose rings and sums fit into shared memory."""
+    """The fewest thread blocks, and then the most warps, whose rings and sums fit into shared memory."""
     properties = torch.cuda.get_device_properties(device)
-    limit = shared_memory(device.index) - STATIC_BYTES
-    for warps, waves in _choices(form.most_warps):
-        ring = warps * SLOTS * form.slot_bytes
-        if ring >= limit:
-            continue
-        num_blocks = waves * properties.multi_processor_count
-        schedule = make_schedule(shapes, row_blocks, first_groups, Warps(1, warps, form.max_chunk), num_blocks)
-        shared_bytes = ring + schedule.num_sums * rows * SUM_BYTES
-        if shared_bytes > limit or schedule.num_slots > _workspace(device).counters.shape[0]:
-            continue
-        runs, tiles = (torch.from_numpy(t.view(np.int32)).to(device) for t in (schedule.runs, schedule.tiles))
-        return Plan(warps, num_blocks, shared_bytes, runs, tiles)
-    raise KernelError(
-        f"{properties.name} has {limit} bytes of shared memory a thread block, too few for the CUDA kernels; "
-        "use backend='triton'"
-    )
+    limit, num_places = shared_memory(device.index) - STATIC_BYTES, len(_workspace(device).counters)
+    found = choose(form, shapes, row_blocks, first_groups, properties.multi_processor_count, limit, num_places)
+    if found is None:
+        raise KernelError(
+            f"no launch of the CUDA kernels for matrices of {shapes[0].in_features} x "
+            f"{'+'.join(str(shape.out_features) for shape in shapes)} fits {properties.name} ({limit} bytes of shared "
+            "memory a thread block); use backend='triton'"
+        )
+    warps, schedule = found
+    runs, tiles = (torch.from_numpy(table.view(np.int32)).to(device) for table in (schedule.runs, schedule.tiles))
+    return Plan(warps, len(schedule.runs), form.shared_bytes(warps, schedule.num_sums), runs, tiles)
 
 
-def _choices(most_warps: int) -> Iterator[tuple[int, int]]:
-    for warps in (16, 12, 8, 6, 4, 2, 1):
-        if warps <= most_warps:
-            for waves in (1, 2, 4, 8, 16):
-                yield warps, waves
+def choose(
+    form: Form, shapes: tuple[Shape, ...], row_blocks: tuple[int, ...], first_groups: tuple[int, ...],
+    num_processors: int, shared_limit: int, num_places: int,
+) -> tuple[int, Schedule] | None:  # fmt: skip
+    """Warps of a thread block, and the schedule; None where nothing fits.
+
+    num_processors: of the card; shared_limit: bytes of shared memory a thread block; num_places: for partial sums.
+    """
+    for waves in (1, 2, 4, 8, 16):
+        for warps in (16, 12, 8, 6, 4, 2, 1):
+            # A thread block has no fewer sums than warps with work, and no fewer than its share of the tiles.
+            least = max(1, sum(shape.num_tiles for shape in shapes) // (waves * num_processors))
+            if warps > form.most_warps or form.shared_bytes(warps, least) > shared_limit:
+                continue
+            split = Warps(1, warps, form.max_chunk)
+            schedule = make_schedule(shapes, row_blocks, first_groups, split, waves * num_processors)
+            fits = form.shared_bytes(warps, schedule.num_sums) <= shared_limit and schedule.num_slots <= num_places
+            if fits and schedule.fits_tables:
+                return warps, schedule
+    return None
 
 
 @cache

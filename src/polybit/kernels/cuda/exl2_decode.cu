@@ -388,7 +388,7 @@ struct Warp {
     }
 
     __device__ __forceinline__ void take(const Run& run, Ring& ring) {
-        switch (run.shape & 0x7ff) {  // schedule.py: chunk_groups
+        switch (run.shape & 0x7ff) {  // what _runs in schedule.py makes
 #define FORM(bits, blocks, groups) case bits | blocks << 4 | groups << 8: take<bits, blocks, groups>(run, ring); break;
 #if NT == 1
             FORM(2, 2, 2)
@@ -405,7 +405,8 @@ struct Warp {
             FORM(4, 1, 1)
             FORM(5, 1, 1)
             FORM(6, 1, 1)
-            default: take<8, 1, 1>(run, ring);
+            FORM(8, 1, 1)
+            default: __trap();
         }
     }
 

@@ -38,7 +38,7 @@ class Kernel:
         overlap: the kernel waits for the launch before it itself (`overlap.cuh`), and may start earlier.
         """
         config = _config(grid, threads, shared_bytes, overlap and self._can_overlap)
-        stream = _stream(torch.cuda.current_stream(self._device).cuda_stream)
+        stream = _stream(self._device, torch.cuda.current_stream(self._device).cuda_stream)
         core.launch(stream, config, self._kernel, *map(_argument, arguments))
 
 
@@ -58,7 +58,8 @@ def _config(grid: tuple[int, ...], threads: int, shared_bytes: int, overlap: boo
 
 
 @cache
-def _stream(handle: int) -> Any:
+def _stream(device: int, handle: int) -> Any:
+    """Every device has a default stream, of the same handle."""
     return core.Stream.from_handle(handle)
 
 

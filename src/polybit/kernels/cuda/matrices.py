@@ -15,7 +15,8 @@ from polybit.kernels.protocol import Matrix
 from polybit.kernels.reference.matrices import column_parts
 from polybit.spec import Activation
 
-WORK_SHARE = 3  # times as many weights as others dequantize at once: they take two bytes each here, not seven
+# Times as many weights as others dequantize at once: theirs take seven bytes each on the way, these two, or four.
+WORK_TIMES = {torch.float16: 3, torch.bfloat16: 1}
 HALF = (torch.float16, torch.bfloat16)  # the kernels round activations to 11 bits
 
 
@@ -62,11 +63,15 @@ def _multiply_dense(x: Tensor, matrix: Streamed) -> Tensor:
     for i, shape in enumerate(matrix.shapes):
         if matrix.input.row_blocks[i] != place:
             sorted_x, place = x[:, matrix.order_of(i)], matrix.input.row_blocks[i]
-        for start, stop in column_parts(shape.in_features, shape.out_features, TILE_COLUMNS, WORK_SHARE):
-            weight = matrix.dense(i, start, stop).to(x.dtype)
-            torch.mm(sorted_x, weight.T, out=out[:, column + start : column + stop])
+        for start, stop in column_parts(shape.in_features, shape.out_features, TILE_COLUMNS, WORK_TIMES[matrix.dtype]):
+            _multiply_columns(sorted_x, matrix, i, start, out[:, column + start : column + stop])
         column += shape.out_features
     return out
+
+
+def _multiply_columns(x: Tensor, matrix: Streamed, index: int, start: int, out: Tensor) -> None:
+    """x [T, K] sorted -> out [T, columns] of one matrix; what it dequantizes is let go before the next are."""
+    torch.mm(x, matrix.dense(index, start, start + out.shape[1]).to(x.dtype).T, out=out)
 
 
 def dequantize(matrix: Matrix) -> Tensor:

@@ -22,6 +22,10 @@ SPLIT_COST_BYTES = 24_000  # what adding up a tile's parts takes, in bytes that 
 MIN_PART = 1 / 16  # of a tile or of a share, whichever is less: ends of tiles that are smaller stay with the rest
 CHUNK_BLOCKS = {2: 4, 3: 2, 4: 2}  # 32 rows each, 2 KB at most; one of other widths
 ENDS_TILE = 1 << 15
+MAX_SUMS = 255  # 8 bits each in the tables of a launch: what warps of a thread block leave, and parts of a tile
+MAX_PARTS = 255
+MAX_TILES = 512  # of a thread block
+MAX_INPUT = 1 << 16  # groups, and blocks of 32 rows
 
 Words = tuple[int, int, int, int]
 
@@ -74,6 +78,13 @@ class Schedule:
     num_sums: int  # of warps in one thread block
     num_slots: int  # of partial sums of thread blocks
 
+    most_parts: int  # of a tile, among thread blocks
+
+    @property
+    def fits_tables(self) -> bool:
+        """Whether counts fit the bits that the tables have for them."""
+        return self.num_sums <= MAX_SUMS and self.most_parts <= MAX_PARTS and self.tiles.shape[1] <= MAX_TILES
+
 
 def make_schedule(
     shapes: Sequence[Shape], row_blocks: Sequence[int], input_groups: Sequence[int], warps: Warps, num_blocks: int
@@ -89,6 +100,7 @@ def make_schedule(
         tiles=_padded(_with_slots([block.tiles for block in written]), 0),
         num_sums=max(block.num_sums for block in written),
         num_slots=_num_slots([block.tiles for block in written]),
+        most_parts=max(_counts([block.tiles for block in written]).values()),
     )
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polybit.errors import KernelError
 from polybit.format.exl2 import Exl2Tensor
 from polybit.kernels.cuda.compile import Build
 from polybit.kernels.cuda.launch import Kernel
-from polybit.kernels.cuda.schedule import Shape
+from polybit.kernels.cuda.schedule import MAX_INPUT, Shape
 from polybit.kernels.cuda.stream import BLOCK_ROWS, TILE_COLUMNS, StreamLayout, num_tiles, stream_layout
 
 STREAM = Build("exl2_stream.cu")
@@ -126,6 +127,12 @@ def _sorted_input(orders: Sequence[tuple[StreamLayout, Tensor]]) -> SortedInput:
         places.append(next(same, len(copies)))
         if places[-1] == len(copies):
             copies.append((layout, order))
+    num_groups = sum(len(layout.groups) for layout, _ in orders)
+    if num_groups > MAX_INPUT:
+        raise KernelError(
+            f"matrices of {num_groups} groups together have more than the CUDA kernels' {MAX_INPUT}; "
+            "use backend='triton'"
+        )
     rows = list(accumulate((len(order) for _, order in copies), initial=0))
     groups = list(accumulate((len(layout.groups) for layout, _ in copies), initial=0))
     table = [entry for (layout, _), row in zip(copies, rows, strict=False) for entry in _input_groups(layout, row)]

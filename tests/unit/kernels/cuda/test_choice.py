@@ -1,0 +1,60 @@
+"""Launches for cards that are not here: what does not fit the tables or the card is never chosen."""
+
+import pytest
+
+pytest.importorskip("cuda.core")
+pytest.importorskip("triton")
+
+from polybit.kernels.cuda.decode import ROWS_AT_ONCE, Form, choose, form_for
+from polybit.kernels.cuda.schedule import MAX_PARTS, MAX_SUMS, Schedule, Shape, Warps, make_schedule
+from polybit.kernels.cuda.stream import stream_layout
+from polybit.quantizer.candidates import parameter_set
+
+# Multiprocessors, and bytes of shared memory that a thread block may have beside the kernel's own.
+CARDS = {
+    "H100": (132, 226_304),
+    "4090": (128, 95_000),
+    "laptop": (20, 95_000),
+    "T4": (40, 59_000),
+    "MIG": (16, 226_304),
+}
+SHAPES = [
+    ("100%x4b/g32", 8192, [256]),
+    ("100%x4b/g32", 18432, [512]),
+    ("100%x2b/g64", 28672, [64]),
+    ("100%x8b/g128", 576, [192, 64]),
+    ("15%x8b/g128 + 85%x6b/g128", 8192, [256_000]),
+    ("10%x3b/g64 + 90%x2b/g64", 8192, [28672, 28672]),
+]
+
+
+@pytest.mark.parametrize("rows", [1, 8, ROWS_AT_ONCE])
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS.keys())
+@pytest.mark.parametrize(("text", "in_features", "widths"), SHAPES)
+def test_every_shape_has_a_launch_that_fits(card, rows, text, in_features, widths) -> None:
+    form, (processors, shared) = form_for(rows), card
+    layout = stream_layout(parameter_set(text).layout(in_features))
+    shapes, nothing = tuple(Shape(layout, width) for width in widths), (0,) * len(widths)
+    chosen = choose(form, shapes, nothing, nothing, processors, shared, 64 * processors)
+    assert chosen is not None
+    warps, schedule = chosen
+    assert form.shared_bytes(warps, schedule.num_sums) <= shared
+    assert (most_parts(schedule), schedule.num_sums) <= (MAX_PARTS, MAX_SUMS)
+    assert schedule.most_parts == most_parts(schedule)
+
+
+def test_a_schedule_with_too_many_parts_says_so() -> None:
+    layout = stream_layout(parameter_set("100%x4b/g32").layout(8192))
+    schedule = make_schedule((Shape(layout, 64),), (0,), (0,), Warps(1, 1, 2), 2048)
+    assert schedule.most_parts > MAX_PARTS
+    assert not schedule.fits_tables
+
+
+def test_where_nothing_fits_nothing_is_chosen() -> None:
+    layout = stream_layout(parameter_set("100%x4b/g128").layout(512))
+    assert choose(Form(2, False, 8), (Shape(layout, 64),), (0,), (0,), 20, 10_000, 100) is None
+
+
+def most_parts(schedule: Schedule) -> int:
+    """As the tables say it."""
+    return int((schedule.tiles[..., 3] & 0xFF).max())
