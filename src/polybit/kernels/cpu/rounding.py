@@ -151,7 +151,13 @@ def _bases(x: Floats, zero: np.float32, base: Floats) -> None:
 
 @njit(cache=True, error_model="numpy")
 def _tile_costs(
-    x: Floats, base: Floats, row_weights: Floats, scales: Floats, zero: np.float32, window: int, codes: NDArray[np.uint8]
+    x: Floats,
+    base: Floats,
+    row_weights: Floats,
+    scales: Floats,
+    zero: np.float32,
+    window: int,
+    codes: NDArray[np.uint8],
 ) -> Floats:
     """Each column's least cost over `window` codes downward from the first whose scale reaches its base."""
     num_rows, width = x.shape
