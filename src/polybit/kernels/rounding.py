@@ -1,4 +1,4 @@
-"""The two inner loops of quantization, behind one Protocol, and which implementation serves a device."""
+"""The inner loops of quantization, behind one Protocol, and which implementation serves a device."""
 
 import logging
 from typing import Protocol
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Rounding(Protocol):
-    """A module with the two loops. Tensors are fp32 and on one device unless said otherwise."""
+    """A module with these loops. Tensors are fp32 and on one device unless said otherwise."""
 
     NAME: str
 
@@ -26,6 +26,23 @@ class Rounding(Protocol):
         """Round a group's rows in order, each row's error fed back to those below it (format 9.4). Destroys w.
 
         w [R, N], scale [N] of fp16 values, upper [R, R] -> q [R, N] uint8, dense [R, N] of fp16 values, errors [R, N].
+        """
+
+    def scale_costs(
+        self, x: Tensor, row_weights: Tensor, column_weights: Tensor, table: Tensor, bits: int, window: int
+    ) -> tuple[Tensor, Tensor]:
+        """What each candidate for a group's scale maximum would cost, with the best code for each column.
+
+        x [R, N], row_weights [R], column_weights [N], table [C, 16] the ascending scales of each candidate's codes
+        -> costs [C] fp64, codes [C, N] uint8. A cost is the weighted sum of (round(x / s) s - x)^2. A column tries
+        `window` codes, downward from the first whose scale reaches max|x| / (2^(bits-1) - 0.5).
+        """
+
+    def descend_rows(self, residual: Tensor, dense: Tensor, scale: Tensor, h: Tensor, bits: int) -> Tensor:
+        """One pass of coordinate descent over a group's rows: each moves to its best level, the others as they are.
+
+        residual [R, N] is the group's part of H (W - D), dense [R, N] of D: both are updated. scale [N] of fp16 values,
+        h [R, R] the group's part of H, its diagonal positive -> q [R, N] uint8.
         """
 
 

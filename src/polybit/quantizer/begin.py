@@ -17,6 +17,7 @@ from polybit.quantizer.candidates import HEAD_SETS
 from polybit.quantizer.job import Job, Progress, corrupt
 from polybit.quantizer.measurement import read_measurement, write_measurement
 from polybit.quantizer.options import ConvertOptions
+from polybit.quantizer.pricing import extremes
 from polybit.quantizer.slots import slots_of
 from polybit.text.tokenizer import Tokenizer
 
@@ -47,8 +48,12 @@ def check_source(source: ModelSource, options: ConvertOptions) -> None:
             )
     if options.measurement is None:
         slots = [slot for block in source.spec.blocks for slot in slots_of(block)]
-        choices = [[Choice(slot.num_bits(option), 0.0) for option in slot.options] for slot in slots]
-        budget_of(choices, options.bits, sum(slot.num_weights for slot in slots))
+        costs = (extremes(s) if options.how.by_loss else [s.num_bits(option) for option in s.options] for s in slots)
+        budget_of(
+            [[Choice(cost, 0.0) for cost in found] for found in costs],
+            options.bits,
+            sum(slot.num_weights for slot in slots),
+        )
 
 
 def open_job(source: ModelSource, out: Path, options: ConvertOptions) -> Job:
@@ -69,8 +74,17 @@ def open_job(source: ModelSource, out: Path, options: ConvertOptions) -> Job:
     job.keep_json(RECORD, calibration.record)
     if measurement is not None:
         write_measurement(folder / "measurement.json", source.spec, measurement)
-    job.save(Progress("measure" if measurement is None else "quantize"))
+    job.save(Progress(planned_stages(options)[0]))
     return job
+
+
+def planned_stages(options: ConvertOptions) -> tuple[str, ...]:
+    """The stages of a run that nothing interrupts. A method by loss wants gradients, whoever priced the options."""
+    if options.how.by_loss:
+        judging: tuple[str, ...] = ("forward", "backward")
+    else:
+        judging = ("measure",) if options.measurement is None or options.measure_only else ()
+    return judging if options.measure_only else (*judging, "quantize", "head", "write")
 
 
 def read_kept_calibration(job: Job) -> Calibration:
@@ -126,7 +140,9 @@ def _check_disk(source: ModelSource, folder: Path, options: ConvertOptions) -> N
         storage_bits(HEAD_SETS[options.head_bits].layout(head.in_features), head.padded_out_features, False) / 8
     )
     embedding = 2 * model.embedding.num_rows * model.embedding.width
-    states = 8 * max(options.rows * options.length, options.measure_rows * options.measure_length) * model.hidden_size
+    copies = len(model.blocks) + 2 if options.how.by_loss else 2
+    tokens = max(options.rows * options.length, options.measure_rows * options.measure_length)
+    states = 4 * copies * tokens * model.hidden_size
     needed = 2 * (weights + head_bytes) + embedding + states
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free

@@ -21,21 +21,36 @@ from polybit.model.options import LoadOptions
 from polybit.model.source import ModelSource, open_model
 from polybit.modules.rope import RopeTables
 from polybit.quantizer.allocate import Choice, allocate
-from polybit.quantizer.begin import check_source, open_job, read_kept_calibration
+from polybit.quantizer.begin import check_source, open_job, planned_stages, read_kept_calibration
 from polybit.quantizer.calibration import Calibration
 from polybit.quantizer.job import STAGES, Job
 from polybit.quantizer.measure import MeasuredOption
 from polybit.quantizer.measurement import option_json, read_measurement, read_option, write_measurement
-from polybit.quantizer.options import METHODS, ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
+from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
 from polybit.quantizer.output import write_model
-from polybit.quantizer.passes import Workbench, measure_layer, quantize_head, quantize_layer
+from polybit.quantizer.passes import (
+    Workbench,
+    go_back,
+    loss_gradient,
+    measure_layer,
+    quantize_head,
+    quantize_layer,
+)
+from polybit.quantizer.sensitivity import keep_sensitivities, kept_sensitivities
 from polybit.quantizer.slots import Slot, slots_of
 
 __all__ = ["ConvertOptions", "ConvertProgress", "ConvertResult", "Report", "convert"]
 
 log = logging.getLogger(__name__)
 
-SHARES = {"measure": 0.55, "quantize": 0.38, "head": 0.04, "write": 0.03}  # of a whole job's time, roughly
+SHARES = {
+    "forward": 0.08,
+    "backward": 0.42,
+    "measure": 0.55,
+    "quantize": 0.43,
+    "head": 0.04,
+    "write": 0.03,
+}  # of a whole job's time, roughly
 
 
 def convert(
@@ -55,7 +70,7 @@ def convert(
     load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
     source = open_model(Path(source_folder), load_options)
     check_source(source, options)
-    with torch.inference_mode():
+    with torch.no_grad():
         job = open_job(source, Path(out_folder).expanduser(), options)
         return Conversion(source, Path(out_folder).expanduser(), options, job, progress or (lambda _: None)).run()
 
@@ -73,7 +88,8 @@ class Conversion:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> ConvertResult:
-        run = {"measure": self.measure, "quantize": self.quantize, "head": self.quantize_head, "write": self.write}
+        judge = {"forward": self.go_forward, "backward": self.go_back, "measure": self.measure}
+        run = judge | {"quantize": self.quantize, "head": self.quantize_head, "write": self.write}
         for stage in self.planned:
             if STAGES.index(stage) >= STAGES.index(self.job.progress.stage):
                 started = time.monotonic()
@@ -93,24 +109,61 @@ class Conversion:
 
     @property
     def planned(self) -> tuple[str, ...]:
-        """The stages of a run that nothing interrupts."""
-        if self.options.measure_only:
-            return STAGES[:1]
-        return STAGES if self.options.measurement is None else STAGES[1:]
+        return planned_stages(self.options)
 
     # ---- stages
+
+    def go_forward(self) -> None:
+        """Keep what every unquantized layer is given."""
+
+        def step(layer: int, x: Tensor) -> Tensor:
+            self.job.keep_tensors(_layer_name("forward", layer), {"states": x})
+            self.tell("forward", layer + 1)
+            return self.bench.open(layer).advance(x, lambda part, part_input: part(part_input))
+
+        self.job.through_layers("forward", self.num_layers, lambda: self.bench.embed(self.tokens), step)
+        self.job.next_stage()
+
+    def go_back(self) -> None:
+        """Back from the loss, layer by layer, for sensitivities and, where no measurement is at hand, for options."""
+        priced = self.options.measurement is None
+
+        def step(index: int, gradient: Tensor) -> Tensor:
+            layer = self.num_layers - 1 - index
+            x = self.job.kept_tensors(_layer_name("forward", layer))["states"]
+            gradient, sensitivities, options = go_back(self.bench, layer, x, gradient, priced)
+            keep_sensitivities(self.job, layer, sensitivities)
+            self.keep_options(layer, options)
+            self.tell("backward", index + 1)
+            return gradient
+
+        def start() -> Tensor:
+            return loss_gradient(self.bench, self.job.last_states("forward", self.num_layers))
+
+        self.job.through_layers("backward", self.num_layers, start, step)
+        if priced:
+            self.collect_measurement()
+        self.job.next_stage()
+        self.job.drop("forward")
 
     def measure(self) -> None:
         def step(layer: int, x: Tensor) -> Tensor:
             x, measured = measure_layer(self.bench, layer, x)
-            pairs = zip(self.slots[2 * layer :], measured, strict=False)
-            self.job.keep_json(_layer_name("measure", layer), [[option_json(o, slot) for o in m] for slot, m in pairs])
+            self.keep_options(layer, measured)
             self.tell("measure", layer + 1)
             return x
 
         options = self.options
         tokens = self.calibration.sample(options.measure_rows, options.measure_length)
         self.job.through_layers("measure", self.num_layers, lambda: self.bench.embed(tokens), step)
+        self.collect_measurement()
+        self.job.next_stage()
+
+    def keep_options(self, layer: int, options: list[list[MeasuredOption]]) -> None:
+        pairs = zip(self.slots[2 * layer :], options, strict=False)
+        self.job.keep_json(_layer_name("measure", layer), [[option_json(o, slot) for o in m] for slot, m in pairs])
+
+    def collect_measurement(self) -> None:
         kept = [
             entry for layer in range(self.num_layers) for entry in self.job.kept_json(_layer_name("measure", layer))
         ]
@@ -119,7 +172,6 @@ class Conversion:
             for slot, entry in zip(self.slots, kept, strict=True)
         ]
         write_measurement(self.measurement_file, self.source.spec, measurement)
-        self.job.next_stage()
 
     def quantize(self) -> None:
         chosen = self.chosen
@@ -127,14 +179,13 @@ class Conversion:
 
         def step(layer: int, x: Tensor) -> Tensor:
             pair = [option.sets for option in chosen[2 * layer : 2 * layer + 2]]
-            x, errors = quantize_layer(self.bench, self.job, layer, x, pair)
+            sensitivities = kept_sensitivities(self.job, layer) if self.options.how.by_loss else {}
+            x, errors = quantize_layer(self.bench, self.job, layer, x, pair, sensitivities)
             self.job.keep_json(_layer_name("quantize", layer), errors)
             self.tell("quantize", layer + 1)
             return x
 
-        rows, length = self.options.rows, self.options.length
-        tokens = self.calibration.tokens[:rows, :length]
-        self.job.through_layers("quantize", self.num_layers, lambda: self.bench.embed(tokens), step)
+        self.job.through_layers("quantize", self.num_layers, lambda: self.bench.embed(self.tokens), step)
         self.job.next_stage()
 
     def quantize_head(self) -> None:
@@ -162,12 +213,17 @@ class Conversion:
         device = choose_device(self.options.device)
         ropes = RopeTables(self.source.spec.max_seq_len, device)
         return Workbench(
-            self.source, ropes, load_backend("reference"), choose_rounding(device), device, METHODS[self.options.method]
+            self.source, ropes, load_backend("reference"), choose_rounding(device), device, self.options.how
         )
 
     @cached_property
     def calibration(self) -> Calibration:
         return read_kept_calibration(self.job)
+
+    @property
+    def tokens(self) -> Tensor:
+        """[rows, length] of the passes that statistics for rounding come from."""
+        return self.calibration.tokens[: self.options.rows, : self.options.length]
 
     @cached_property
     def slots(self) -> list[Slot]:

@@ -1,8 +1,9 @@
-"""Method "gptq-v2": rounds one matrix group by group, each error fed back to the rows still to come (format 9.4).
+"""Rounds one matrix group by group, each error fed back to the rows still to come (format 9.4).
 
 Pure: weights, a factor and a layout in, integers and scales out. Nothing here knows of files or models.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from polybit.format import exl2
 from polybit.format.exl2 import Exl2Tensor, Layout
 from polybit.kernels.rounding import Rounding
 from polybit.quantizer.hessian import Factor
-from polybit.quantizer.scales import search_scales
+from polybit.quantizer.scales import fit_scales, search_scales
 
 MAX_PACKING_ERROR = 0.05
 
@@ -34,22 +35,45 @@ class Quantized:
         return exl2.encode(self.q, self.codes, self.scale_max, self.layout, self.perm, bias)
 
 
+# The scales of a group: its rows [R, N], their bits, and where the first of them stands among all -> codes, maximum.
+FindScales = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
+
+
 def quantize(weight: Tensor, factor: Factor, layout: Layout, rounding: Rounding) -> Quantized:
-    """weight [K, N] fp32, N a multiple of 32, rows in input-feature order."""
-    return _quantize(weight, factor.perm, factor.upper, layout, rounding)
+    """As the original: weight [K, N] fp32, N a multiple of 32, rows in input-feature order."""
+    return _quantize(weight, factor.perm, factor.upper, layout, rounding, _searching(rounding))
+
+
+def quantize_fitted(
+    weight: Tensor, factor: Factor, layout: Layout, column_weights: Tensor, rounding: Rounding
+) -> Quantized:
+    """The same with fitted scales. A row's error counts as feedback will see it, a column's by column_weights [N]."""
+    row_weights = factor.row_weights
+
+    def find(x: Tensor, bits: int, start: int) -> tuple[Tensor, Tensor]:
+        fit = fit_scales(x, row_weights[start : start + len(x)], column_weights, bits, rounding)
+        return fit.codes, fit.scale_max
+
+    return _quantize(weight, factor.perm, factor.upper, layout, rounding, find)
 
 
 def round_to_nearest(weight: Tensor, perm: Tensor, layout: Layout, rounding: Rounding) -> Quantized:
-    """The same order, layout and scale search without feedback: for a head too large to factorize (format 9.4)."""
-    return _quantize(weight, perm, None, layout, rounding)
+    """The original's scales, order and layout without feedback: for a head too large to factorize (format 9.4)."""
+    return _quantize(weight, perm, None, layout, rounding, _searching(rounding))
 
 
-def _quantize(weight: Tensor, perm: Tensor, upper: Tensor | None, layout: Layout, rounding: Rounding) -> Quantized:
+def _searching(rounding: Rounding) -> FindScales:
+    return lambda x, bits, start: search_scales(x, bits, rounding)
+
+
+def _quantize(
+    weight: Tensor, perm: Tensor, upper: Tensor | None, layout: Layout, rounding: Rounding, find_scales: FindScales
+) -> Quantized:
     w, start = weight[perm], 0
     groups = list[tuple[Tensor, Tensor, Tensor, Tensor]]()
     for group in layout.groups:
         stop = start + group.rows
-        codes, scale_max = search_scales(w[start:stop], group.bits, rounding)
+        codes, scale_max = find_scales(w[start:stop], group.bits, start)
         scale = exl2.group_scales(codes, scale_max).float()
         block = torch.eye(group.rows, device=w.device) if upper is None else upper[start:stop, start:stop].contiguous()
         q, dense, errors = rounding.round_rows(w[start:stop].clone(), scale, block, group.bits)

@@ -7,22 +7,25 @@ from torch import Tensor
 
 from polybit.errors import CalibrationError
 
-DAMPING = 0.12  # of the diagonal's mean
 MIN_DAMPING = 1e-5
 MAX_ATTEMPTS = 10
 
 
 class Hessian:
-    """Sum of X^T X over tokens, in fp32."""
+    """Sum of w x^T x over tokens x of weight w, in fp32."""
 
-    def __init__(self, features: int, device: torch.device) -> None:
+    def __init__(self, features: int, device: torch.device, token_weights: Tensor | None = None) -> None:
+        """token_weights [T]: of all tokens that will be added, in their order; None: one each."""
+        self._weights = token_weights
         self._sum = torch.zeros(features, features, dtype=torch.float32, device=device)
         self.num_tokens = 0
 
     def add(self, x: Tensor) -> None:
         """x [T, K]"""
         x = x.float()
-        self._sum.addmm_(x.T, x)
+        seen = slice(self.num_tokens, self.num_tokens + len(x))
+        weighted = x if self._weights is None else x * self._weights[seen, None]
+        self._sum.addmm_(weighted.T, x)
         self.num_tokens += len(x)
 
     def mean(self, num_rows: int) -> Tensor:
@@ -49,12 +52,20 @@ class Factor:
     perm: Tensor  # [K] int64, input features by descending diagonal of H
     upper: Tensor  # [K, K] fp32, upper Cholesky factor of the inverse of the damped, permuted H
 
+    @property
+    def row_weights(self) -> Tensor:
+        """[K]: what a squared error of each row costs, once feedback has made up for it as far as it can."""
+        return self.upper.diagonal().square().reciprocal()
 
-def factorize(h: Tensor, where: str) -> Factor:
-    """h [K, K] -> its order and factor. `where` names the matrix in the error where no damping makes h invertible."""
+
+def factorize(h: Tensor, damping: float, where: str) -> Factor:
+    """h [K, K] -> its order and factor, once `damping` times its mean diagonal is added to it.
+
+    `where` names the matrix in the error where no damping makes h invertible.
+    """
     perm = h.diagonal().argsort(descending=True, stable=True)
     damped = h[perm][:, perm]
-    step = max(DAMPING * float(damped.diagonal().mean()), MIN_DAMPING)
+    step = max(damping * float(damped.diagonal().mean()), MIN_DAMPING)
     for _ in range(MAX_ATTEMPTS):
         damped.diagonal().add_(step)  # again after a failure: damping accumulates
         upper = _inverse_factor(damped)

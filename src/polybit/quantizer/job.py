@@ -20,7 +20,7 @@ from polybit.errors import JobError
 from polybit.format.files import atomic_write_json, replacing, unwritable
 
 VERSION = 1
-STAGES = ("measure", "quantize", "head", "write")
+STAGES = ("forward", "backward", "measure", "quantize", "head", "write")  # a job need not have them all
 CHECKPOINT_SECONDS = 20.0
 
 
@@ -133,6 +133,10 @@ class Job:
         for path in self.folder.glob("states-*.safetensors"):
             if path.name != kept:
                 path.unlink()
+
+    def drop(self, name: str) -> None:
+        """Forget a folder of kept tensors. What counts must not need them any more."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def next_stage(self) -> None:
         self.save(replace(self.progress, stage=STAGES[STAGES.index(self.progress.stage) + 1], layer=0))

@@ -8,8 +8,7 @@ from pathlib import Path
 from polybit.errors import JobError
 from polybit.fields import check_kinds
 from polybit.quantizer.candidates import HEAD_SETS
-
-METHODS = {"gptq-shrunk": 0.3, "gptq-v2": 0.0}  # shrinkage of Hessians; gptq-v2 is the original's
+from polybit.quantizer.method import METHODS, Method
 
 
 @dataclass(frozen=True)
@@ -21,9 +20,9 @@ class ConvertOptions:
     calibration: str | None = None  # a txt, jsonl or parquet file, a folder, a Hub dataset; None: text of this machine
     rows: int = 16
     length: int = 512  # tokens a row
-    measure_rows: int = 4
+    measure_rows: int = 4  # what gptq-v2 judges options on
     measure_length: int = 512
-    method: str = "gptq-shrunk"
+    method: str = "gptq-loss"
     shard_mb: int = 8192
     work_dir: Path | None = None  # None: a hidden folder inside the result; deleted at the end
     measurement: Path | None = None  # of an earlier run on this model, instead of measuring
@@ -41,6 +40,10 @@ class ConvertOptions:
         if isinstance(self.calibration, Path):
             object.__setattr__(self, "calibration", str(self.calibration))
         check_kinds(self, JobError)
+
+    @property
+    def how(self) -> Method:
+        return METHODS[self.method]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,10 @@ from polybit.model.source import ModelSource
 from polybit.modules.block import Layer, ParallelLayer, SequentialLayer, build_block
 from polybit.modules.rope import RopeTables
 from polybit.modules.step import KVStore, Step, whole_rows
-from polybit.quantizer.hessian import Factor, Hessian, factorize, shrink
+from polybit.quantizer.hessian import Factor, Hessian, factorize
+from polybit.quantizer.method import ORIGINAL
 from polybit.quantizer.probe import Probe, ProbeWeights
-from polybit.quantizer.slots import Slot, slots_of
+from polybit.quantizer.slots import Input, Slot, slots_of
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +34,11 @@ class Part:
     probes: Mapping[str, Probe]  # by key
     forward: Forward
     device: torch.device
-    shrinkage: float
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [R, L, E] -> [R, L, E], both on the CPU. CalibrationError where a result is not finite."""
         out = torch.empty_like(x)
-        for rows, result in zip(_chunks(x), _chunks(out), strict=True):
+        for rows, result in zip(chunks(x), chunks(out), strict=True):
             step, store = whole_rows(rows.shape[0], rows.shape[1], self.device)
             result.copy_(self.forward(rows.flatten(0, 1).to(self.device), step, store).view_as(rows))
         if not out.isfinite().all():
@@ -46,7 +46,7 @@ class Part:
         return out
 
     def run_and_factorize(self, x: Tensor) -> tuple[Tensor, dict[str, Factor]]:
-        """The output for x [R, L, E], and the factor of each matrix's inputs by its key."""
+        """The output for x [R, L, E], and the factor of each matrix's inputs by its key, all inputs unquantized."""
         with self._listening() as hessians:
             out = self(x)
         factors: dict[str, Factor] = {}
@@ -54,9 +54,36 @@ class Part:
             first = heard.linears[0].key
             if hessian.num_tokens == 0:
                 log.warning("%s: no calibration token reached it, its weights are rounded without feedback", first)
-            factor = factorize(shrink(hessian.mean(len(x) * heard.num_passes), self.shrinkage), first)
+            factor = factorize(hessian.mean(len(x) * heard.num_passes), ORIGINAL.damping, first)
             factors |= {linear.key: factor for linear in heard.linears}
         return out, factors
+
+    def hear(self, x: Tensor, heard: Input, token_weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The Hessian of each matrix of `heard` by its key, for x [R, L, E] and the weights as they are now.
+
+        token_weights [T] by key: where a matrix has none, every token counts as one.
+        """
+        distinct = {
+            linear.key: Hessian(linear.in_features, self.device, token_weights.get(linear.key))
+            for linear in heard.linears
+            if linear is heard.linears[0] or linear.key in token_weights
+        }
+
+        def listener(inputs: Tensor) -> None:
+            for hessian in distinct.values():
+                hessian.add(inputs)
+            if len(heard.heard) == 1:
+                raise _HeardEnough
+
+        for linear in heard.heard:
+            self.probes[linear.key].listener = listener
+        for rows in chunks(x):
+            with suppress(_HeardEnough):
+                self.forward(rows.flatten(0, 1).to(self.device), *whole_rows(rows.shape[0], rows.shape[1], self.device))
+        for linear in heard.heard:
+            self.probes[linear.key].listener = None
+        means = {key: hessian.mean(len(x) * heard.num_passes) for key, hessian in distinct.items()}
+        return {linear.key: means.get(linear.key, means[heard.linears[0].key]) for linear in heard.linears}
 
     @contextmanager
     def _listening(self) -> Iterator[list[Hessian]]:
@@ -73,6 +100,10 @@ class Part:
             probe.listener = None
 
 
+class _HeardEnough(Exception):
+    """Ends a forward pass of which only one matrix's input was wanted."""
+
+
 @dataclass(frozen=True)
 class OpenBlock:
     """Both parts of one block."""
@@ -80,6 +111,20 @@ class OpenBlock:
     attention: Part
     mlp: Part
     is_parallel: bool
+    layer: Layer
+
+    @property
+    def parts(self) -> tuple[Part, Part]:
+        return self.attention, self.mlp
+
+    @property
+    def probes(self) -> Mapping[str, Probe]:
+        """Of both parts, by key."""
+        return self.attention.probes
+
+    @property
+    def device(self) -> torch.device:
+        return self.attention.device
 
     def advance(self, x: Tensor, visit: Visit) -> Tensor:
         """The block's output for x [R, L, E], where `visit` says what each part makes of its input."""
@@ -88,18 +133,18 @@ class OpenBlock:
         return visit(self.mlp, visit(self.attention, x))
 
 
-def open_block(
-    source: ModelSource, index: int, ropes: RopeTables, backend: Backend, device: torch.device, shrinkage: float
-) -> OpenBlock:
-    """Read block `index` into memory; `shrinkage` of its Hessians."""
+def open_block(source: ModelSource, index: int, ropes: RopeTables, backend: Backend, device: torch.device) -> OpenBlock:
+    """Read block `index` into memory."""
     node = source.spec.blocks[index]
     weights = ProbeWeights(source.checkpoint, device, backend)
-    attend, feed = _forwards(build_block(node, 0, weights, backend, ropes))
+    layer = build_block(node, 0, weights, backend, ropes)
+    attend, feed = _forwards(layer)
     attention, mlp = slots_of(node)
     return OpenBlock(
-        Part(attention, weights.probes, attend, device, shrinkage),
-        Part(mlp, weights.probes, feed, device, shrinkage),
+        Part(attention, weights.probes, attend, device),
+        Part(mlp, weights.probes, feed, device),
         is_parallel=isinstance(node, spec.ParallelBlock),
+        layer=layer,
     )
 
 
@@ -112,7 +157,7 @@ def _forwards(layer: Layer) -> tuple[Forward, Forward]:
             return parallel_attn, lambda x, step, store: parallel_mlp(x)
 
 
-def _chunks(x: Tensor) -> tuple[Tensor, ...]:
+def chunks(x: Tensor) -> tuple[Tensor, ...]:
     """Rows in portions of some thousand tokens: enough for the cores, little beside the weights."""
     return torch.split(x, max(1, TOKENS_AT_ONCE // x.shape[1]))
 

@@ -1,24 +1,30 @@
-"""The passes of a conversion over the layers: measure every option, quantize with the chosen ones, and the head."""
+"""The passes of a conversion over the layers: judge every option, quantize with the chosen ones, and the head."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from polybit.format.exl2 import Layout
 from polybit.kernels.protocol import Backend
 from polybit.kernels.rounding import Rounding
 from polybit.model.source import ModelSource
 from polybit.modules.norm import build_norm
 from polybit.modules.rope import RopeTables
+from polybit.modules.weights import NormFn
 from polybit.quantizer.candidates import HEAD_SETS, Option
-from polybit.quantizer.gptq import Quantized, check_packing, quantize, round_to_nearest
-from polybit.quantizer.hessian import Hessian, factorize, shrink
+from polybit.quantizer.descent import descend
+from polybit.quantizer.gptq import Quantized, check_packing, quantize, quantize_fitted, round_to_nearest
+from polybit.quantizer.hessian import Factor, Hessian, factorize, shrink
 from polybit.quantizer.job import Job
 from polybit.quantizer.measure import MeasuredOption, measure_part
+from polybit.quantizer.method import Method
 from polybit.quantizer.output import keep_quantized
 from polybit.quantizer.part import OpenBlock, Part, open_block, relative_error
+from polybit.quantizer.pricing import block_costs, options_of
 from polybit.quantizer.probe import Probe, ProbeWeights, in_half
+from polybit.quantizer.sensitivity import Sensitivity, backward, head_gradient
 from polybit.quantizer.stored import head_weight
 
 MAX_FED_BACK_HEAD = 10**9  # elements; larger heads are rounded without feedback (format 9.4)
@@ -33,7 +39,7 @@ class Workbench:
     backend: Backend
     rounding: Rounding
     device: torch.device
-    shrinkage: float  # of Hessians
+    method: Method
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [R, L] -> the states before the first layer, [R, L, E] fp32."""
@@ -47,7 +53,21 @@ class Workbench:
         return x
 
     def open(self, layer: int) -> OpenBlock:
-        return open_block(self.source, layer, self.ropes, self.backend, self.device, self.shrinkage)
+        return open_block(self.source, layer, self.ropes, self.backend, self.device)
+
+    def open_head(self) -> tuple[NormFn, Probe]:
+        """The final norm and the head."""
+        model = self.source.spec
+        norm = build_norm(model.norm, ProbeWeights(self.source.checkpoint, self.device, self.backend), self.backend)
+        weight, bias = head_weight(self.source)
+        return norm, Probe(model.head.linear, weight.to(self.device).float().T.contiguous(), bias)
+
+    def round(self, weight: Tensor, h: Tensor, layout: Layout, columns: Tensor, where: str) -> Quantized:
+        """A method by loss on one matrix: weight [K, N], h [K, K], columns [N]."""
+        h = shrink(h, self.method.shrinkage)
+        factor = factorize(h, self.method.damping, where)
+        fed_back = quantize_fitted(weight, factor, layout, columns, self.rounding)
+        return descend(fed_back, weight, h, self.method.sweeps, self.rounding)
 
 
 def measure_layer(bench: Workbench, layer: int, x: Tensor) -> tuple[Tensor, list[list[MeasuredOption]]]:
@@ -62,24 +82,56 @@ def measure_layer(bench: Workbench, layer: int, x: Tensor) -> tuple[Tensor, list
     return bench.open(layer).advance(x, visit), measured
 
 
+def loss_gradient(bench: Workbench, x: Tensor) -> Tensor:
+    """x [R, L, E], the last layer's unquantized outputs -> the gradient there of the model's own loss."""
+    return head_gradient(x, *bench.open_head(), bench.source.spec.head.softcap)
+
+
+def go_back(
+    bench: Workbench, layer: int, x: Tensor, gradient: Tensor, priced: bool
+) -> tuple[Tensor, dict[str, Sensitivity], list[list[MeasuredOption]]]:
+    """x [R, L, E] the unquantized inputs of a layer, gradient [R, L, E] of the loss at its outputs.
+
+    Returns the gradient at x, the sensitivity of each matrix, and where `priced` the options of attention and MLP.
+    """
+    block, num_tokens = bench.open(layer), x.shape[0] * x.shape[1]
+    gradient, echoes = backward(block, x, gradient)
+    found = {key: echo.sensitivity(num_tokens) for key, echo in echoes.items()}
+    if not priced:
+        return gradient, found, []
+    tables = {}
+    for key, echo in echoes.items():
+        factor = factorize(shrink(echo.hessian(), bench.method.shrinkage), bench.method.damping, key)
+        tables[key] = block_costs(block.probes[key].original, factor, found[key].columns, bench.rounding)
+    return gradient, found, [options_of(part.slot, tables) for part in block.parts]
+
+
 def quantize_layer(
-    bench: Workbench, job: Job, layer: int, x: Tensor, chosen: Sequence[Option]
+    bench: Workbench,
+    job: Job,
+    layer: int,
+    x: Tensor,
+    chosen: Sequence[Option],
+    sensitivities: Mapping[str, Sensitivity],
 ) -> tuple[Tensor, dict[str, float]]:
     """Quantize a layer on the outputs x [R, L, E] of the quantized layers before it, with one option for each part.
 
     Keeps the matrices in the job. Returns the quantized layer's output, and the relative error of each part by name.
+    A method by loss wants the sensitivity of every matrix by its key.
     """
     options, errors = iter(chosen), dict[str, float]()
 
     def visit(part: Part, part_input: Tensor) -> Tensor:
-        wanted, factors = part.run_and_factorize(part_input)
         option = next(options)
-        for role, linear in part.slot.linears:
-            probe = part.probes[linear.key]
-            layout = option[role].layout(linear.in_features)
-            quantized = quantize(probe.original, factors[linear.key], layout, bench.rounding)
-            keep(job, probe, quantized)
-            probe.weight = quantized.dense
+        if bench.method.by_loss:
+            wanted = part(part_input)
+            found = _in_order(bench, part, part_input, option, sensitivities)
+        else:
+            wanted, factors = part.run_and_factorize(part_input)
+            found = _at_once(bench, part, option, factors)
+        for key, quantized in found:
+            keep(job, part.probes[key], quantized)
+            part.probes[key].weight = quantized.dense
         output = part(part_input)
         errors[part.slot.name] = relative_error(output, wanted)
         return output
@@ -87,22 +139,46 @@ def quantize_layer(
     return bench.open(layer).advance(x, visit), errors
 
 
+def _at_once(
+    bench: Workbench, part: Part, option: Option, factors: Mapping[str, Factor]
+) -> Iterator[tuple[str, Quantized]]:
+    for role, linear in part.slot.linears:
+        layout = option[role].layout(linear.in_features)
+        yield linear.key, quantize(part.probes[linear.key].original, factors[linear.key], layout, bench.rounding)
+
+
+def _in_order(
+    bench: Workbench, part: Part, x: Tensor, option: Option, sensitivities: Mapping[str, Sensitivity]
+) -> Iterator[tuple[str, Quantized]]:
+    """Each input's statistics are taken when the matrices before it are quantized: the caller swaps them in."""
+    roles = {linear.key: role for role, linear in part.slot.linears}
+    for heard in part.slot.inputs:
+        # Experts get other tokens once what comes before them is quantized, so theirs count alike.
+        weights = {} if heard.is_routed else {linear.key: sensitivities[linear.key].tokens for linear in heard.linears}
+        hessians = part.hear(x, heard, weights)
+        for linear in heard.linears:
+            key, layout = linear.key, option[roles[linear.key]].layout(linear.in_features)
+            columns = sensitivities[key].columns
+            yield key, bench.round(part.probes[key].original, hessians[key], layout, columns, key)
+
+
 def quantize_head(bench: Workbench, job: Job, x: Tensor, head_bits: int) -> None:
     """x [R, L, E], the last layer's quantized outputs."""
-    model, node = bench.source.spec, bench.source.spec.head.linear
-    norm = build_norm(model.norm, ProbeWeights(bench.source.checkpoint, bench.device, bench.backend), bench.backend)
-    hessian = Hessian(node.in_features, bench.device)
+    norm, probe = bench.open_head()
+    node, hessian = probe.node, Hessian(probe.node.in_features, bench.device)
     for row in x:
         hessian.add(norm(row.to(bench.device)))
-    weight, bias = head_weight(bench.source)
-    original = weight.to(bench.device).float().T.contiguous()
-    h, layout = shrink(hessian.mean(len(x)), bench.shrinkage), HEAD_SETS[head_bits].layout(node.in_features)
-    if original.numel() > MAX_FED_BACK_HEAD:
+    h, layout = hessian.mean(len(x)), HEAD_SETS[head_bits].layout(node.in_features)
+    if probe.original.numel() > MAX_FED_BACK_HEAD:
         perm = h.diagonal().argsort(descending=True, stable=True)
-        quantized = round_to_nearest(original, perm, layout, bench.rounding)
+        quantized = round_to_nearest(probe.original, perm, layout, bench.rounding)
+    elif bench.method.by_loss:
+        columns = torch.ones(probe.original.shape[1], device=bench.device)
+        quantized = bench.round(probe.original, h, layout, columns, node.key)
     else:
-        quantized = quantize(original, factorize(h, node.key), layout, bench.rounding)
-    keep(job, Probe(node, original, bias), quantized)
+        factor = factorize(h, bench.method.damping, node.key)
+        quantized = quantize(probe.original, factor, layout, bench.rounding)
+    keep(job, probe, quantized)
 
 
 def keep(job: Job, probe: Probe, quantized: Quantized) -> None:

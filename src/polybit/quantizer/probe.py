@@ -1,6 +1,7 @@
 """One block in memory with matrices whose weights can be swapped and whose inputs can be listened to."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,10 +14,14 @@ from polybit.kernels.protocol import Backend
 from polybit.modules.weights import GatedFn, JointFn, NormFn, after_gate, one_by_one
 
 Listener = Callable[[Tensor], None]
+GradientListener = Callable[[Tensor, Tensor], None]
 
 
 class Probe:
-    """y = (x W + bias) * prescale. `weight` may be replaced; `original` stays; `listener` is told each input."""
+    """y = (x W + bias) * prescale. `weight` may be replaced; `original` stays; `listener` is told each input.
+
+    `gradient_listener` is told each input with the gradient at its output (before the prescale), in a backward pass.
+    """
 
     def __init__(self, node: spec.Linear, original: Tensor, bias: Tensor | None) -> None:
         self.node = node
@@ -24,6 +29,7 @@ class Probe:
         self.bias = bias  # [N] fp32 of fp16 values
         self.weight = original
         self.listener: Listener | None = None
+        self.gradient_listener: GradientListener | None = None
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.listener is not None:
@@ -31,6 +37,8 @@ class Probe:
         y = x @ self.weight
         if self.bias is not None:
             y += self.bias
+        if self.gradient_listener is not None:
+            y.register_hook(partial(self.gradient_listener, x.detach()))  # type: ignore[no-untyped-call]
         if self.node.prescale != 1.0:
             y = y * self.node.prescale
         return y if residual is None else residual + y

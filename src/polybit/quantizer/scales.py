@@ -1,9 +1,17 @@
-"""The scales of one group: 4-bit codes and a shared fp16 maximum, by a search over one common factor (format 9.3)."""
+"""The scales of one group: 4-bit codes and a shared fp16 maximum.
+
+Either by the original's search over one common factor (format 9.3), or fitted: the code of each column and the maximum
+of all that cost least.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from polybit.format import exl2
 from polybit.kernels.rounding import Rounding
 
 NUM_FACTORS = 97
@@ -27,3 +35,37 @@ def search_scales(x: Tensor, bits: int, rounding: Rounding) -> tuple[Tensor, Ten
     factors = FACTORS.to(x.device)
     best = factors[rounding.factor_errors(x, trial, factors, bits).argmin()]
     return (integers - 1).to(torch.uint8), (top * best).half()
+
+
+NUM_MAXIMA = 24
+HIGHEST = 1.15  # the largest maximum tried, as a multiple of the one that clips nothing
+# By bits: the smallest maximum tried, likewise, and how many codes a column tries under each. Few levels want scales
+# that clip a lot, many levels want none that clip.
+LOWEST: Mapping[int, float] = {2: 0.2, 3: 0.35, 4: 0.5, 5: 0.6, 6: 0.7, 8: 0.7}
+WINDOWS: Mapping[int, int] = {2: 7, 3: 5, 4: 4, 5: 3, 6: 3, 8: 3}
+
+
+@dataclass(frozen=True)
+class Fit:
+    codes: Tensor  # [N] uint8
+    scale_max: Tensor  # scalar, fp16
+    cost: float  # the sum over x of row weight times column weight times squared error
+
+
+def fit_scales(
+    x: Tensor, row_weights: Tensor, column_weights: Tensor, bits: int, rounding: Rounding, num_maxima: int = NUM_MAXIMA
+) -> Fit:
+    """x [R, N] fp32, the group's rows, row_weights [R], column_weights [N]; realised scales are what is compared."""
+    top = x.abs().max() / ((1 << (bits - 1)) - 0.5)
+    share = torch.logspace(np.log10(LOWEST[bits]), np.log10(HIGHEST), num_maxima, device=x.device)
+    maxima = (share * top).half()
+    table = realised_scales(maxima)
+    costs, codes = rounding.scale_costs(x, row_weights, column_weights, table, bits, WINDOWS[bits])
+    best = int(costs.argmin())
+    return Fit(codes[best], maxima[best], float(costs[best]))
+
+
+def realised_scales(maxima: Tensor) -> Tensor:
+    """maxima [...] fp16 -> [..., 16] fp32: the scale of every code, in rising order."""
+    every = torch.arange(16, dtype=torch.uint8, device=maxima.device)
+    return exl2.group_scales(every.expand(*maxima.shape, 16), maxima).float()

@@ -20,6 +20,7 @@ class Input:
     linears: tuple[spec.Linear, ...]
     heard: tuple[spec.Linear, ...]
     num_passes: int = 1
+    is_routed: bool = False  # which tokens pass is a router's choice
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ def _mlp_slot(mlp: spec.Mlp, layer: str) -> Slot:
             return Slot(f"{layer}.mlp", {"up": (up,), "down": (down,)}, names, inputs, options)
         case spec.SparseMoe(experts=experts, top_k=top_k):
             gates, ups, downs = (tuple(getattr(expert, role) for expert in experts) for role in ("gate", "up", "down"))
-            routed = tuple(Input((down,), (down,)) for down in downs)
+            routed = tuple(Input((down,), (down,), is_routed=True) for down in downs)
             roles, names = {"gate": gates, "up": ups, "down": downs}, _names("w1", "w3", "w2")
-            shared = Input(gates + ups, gates, top_k)
+            shared = Input(gates + ups, gates, top_k, is_routed=True)
             return Slot(f"{layer}.block_sparse_moe", roles, names, (shared, *routed), MLP_OPTIONS)
     assert_never(mlp)
 

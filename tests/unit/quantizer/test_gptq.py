@@ -102,7 +102,7 @@ def assert_same_integers(found: Quantized, weight: torch.Tensor, factor: Factor,
 def test_integers_equal_a_plain_implementation(mixture: str, k: int, rounding: Rounding) -> None:
     weight, h = correlated(k, k, 64)
     wanted = parameter_set(mixture)
-    factor = factorize(h, "test")
+    factor = factorize(h, 0.12, "test")
     found = quantize(weight, factor, wanted.layout(k), rounding)
     assert [(group.bits, group.rows) for group in found.layout.groups] == plain_layout(wanted, k)
     assert_same_integers(found, weight, factor, plain_layout(wanted, k))
@@ -113,7 +113,7 @@ def test_integers_equal_a_plain_implementation(mixture: str, k: int, rounding: R
 def test_integers_equal_for_extreme_scales(scale: float, rounding: Rounding) -> None:
     """1e-4 gives fp16-subnormal maxima; 1e-6 gives scales that underflow to zero."""
     weight, h = correlated(3, 128, 32, scale)
-    factor = factorize(h, "test")
+    factor = factorize(h, 0.12, "test")
     wanted = parameter_set("10%x5b/g32 + 90%x4b/g32")
     found = quantize(weight, factor, wanted.layout(128), rounding)
     assert_same_integers(found, weight, factor, plain_layout(wanted, 128))
@@ -126,7 +126,7 @@ def test_zero_columns_and_dead_features(rounding: Rounding) -> None:
     weight[32:64] = 0
     h[:, 96:] = 0
     h[96:] = 0
-    factor = factorize(h, "test")
+    factor = factorize(h, 0.12, "test")
     wanted = parameter_set("100%x3b/g32")
     found = quantize(weight, factor, wanted.layout(128), rounding)
     assert_same_integers(found, weight, factor, plain_layout(wanted, 128))
@@ -136,7 +136,7 @@ def test_zero_columns_and_dead_features(rounding: Rounding) -> None:
 def test_perm_and_factor_equal_a_plain_implementation() -> None:
     _, h = correlated(5, 160, 32)
     perm, upper = plain_factor(h.numpy())
-    found = factorize(h, "test")
+    found = factorize(h, 0.12, "test")
     np.testing.assert_array_equal(found.perm.numpy(), perm)
     np.testing.assert_allclose(found.upper.numpy(), upper, rtol=1e-3, atol=1e-5 * np.abs(upper).max())
 
@@ -145,7 +145,7 @@ def test_perm_and_factor_equal_a_plain_implementation() -> None:
 def test_identity_hessian_means_rounding(rounding: Rounding) -> None:
     weight, _ = correlated(6, 192, 64)
     layout = parameter_set("10%x4b/g128 + 90%x3b/g128").layout(192)
-    factor = factorize(torch.eye(192), "test")
+    factor = factorize(torch.eye(192), 0.12, "test")
     gptq, nearest = quantize(weight, factor, layout, rounding), round_to_nearest(weight, factor.perm, layout, rounding)
     assert torch.equal(gptq.q, nearest.q)
     assert torch.equal(gptq.dense, nearest.dense)
@@ -154,7 +154,7 @@ def test_identity_hessian_means_rounding(rounding: Rounding) -> None:
 @pytest.mark.parametrize("mixture", ["100%x2b/g64", "100%x3b/g64", "100%x4b/g128"])
 def test_feedback_beats_rounding_on_correlated_inputs(mixture: str) -> None:
     weight, h = correlated(7, 256, 64)
-    layout, factor = parameter_set(mixture).layout(256), factorize(h, "test")
+    layout, factor = parameter_set(mixture).layout(256), factorize(h, 0.12, "test")
 
     def cost(found: Quantized) -> float:
         off = found.dense - weight
@@ -169,6 +169,6 @@ def test_feedback_beats_rounding_on_correlated_inputs(mixture: str) -> None:
 def test_dense_is_what_a_reader_computes(mixture: str, k_blocks: int, n_blocks: int, seed: int) -> None:
     k, n = 32 * k_blocks, 32 * n_blocks
     weight, h = correlated(seed, k, n)
-    found = quantize(weight, factorize(h, "test"), parameter_set(mixture).layout(k), ROUNDINGS[-1])
+    found = quantize(weight, factorize(h, 0.12, "test"), parameter_set(mixture).layout(k), ROUNDINGS[-1])
     assert isinstance(found.layout, Layout)
     assert torch.equal(dequantize(found.encode()).float(), found.dense)

@@ -26,13 +26,13 @@ def test_shrinking_keeps_scales_and_reduces_correlations() -> None:
 
 def test_order_is_by_descending_diagonal() -> None:
     h = torch.diag(torch.tensor([1.0, 3.0, 2.0, 3.0]))
-    assert factorize(h, "x").perm.tolist() == [1, 3, 2, 0]
+    assert factorize(h, 0.12, "x").perm.tolist() == [1, 3, 2, 0]
 
 
 def test_upper_factors_the_damped_inverse() -> None:
     x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
     h = x.T @ x
-    factor = factorize(h, "x")
+    factor = factorize(h, 0.12, "x")
     damped = h[factor.perm][:, factor.perm] + 0.12 * h.diagonal().mean() * torch.eye(16)
     torch.testing.assert_close(factor.upper.T @ factor.upper @ damped, torch.eye(16), rtol=0, atol=1e-4)
     assert torch.equal(factor.upper, factor.upper.triu())
@@ -43,14 +43,14 @@ def test_damping_accumulates_until_h_is_positive_definite() -> None:
     h = torch.diag(torch.tensor([2.5, 2.5, 2.5, 2.5, -0.5]))
     step = 0.12 * 1.9
     damped = torch.diag(torch.tensor([2.5, 2.5, 2.5, 2.5, -0.5])) + 3 * step * torch.eye(5)
-    torch.testing.assert_close(factorize(h, "x").upper, damped.rsqrt().nan_to_num(posinf=0).diag().diag())
+    torch.testing.assert_close(factorize(h, 0.12, "x").upper, damped.rsqrt().nan_to_num(posinf=0).diag().diag())
 
 
 def test_an_indefinite_h_is_refused_by_name() -> None:
     with pytest.raises(CalibrationError, match=r"^layers\.3\.q: "):
-        factorize(torch.diag(torch.tensor([1.0, -9.0])), "layers.3.q")
+        factorize(torch.diag(torch.tensor([1.0, -9.0])), 0.12, "layers.3.q")
 
 
 def test_nan_is_refused() -> None:
     with pytest.raises(CalibrationError):
-        factorize(torch.full((4, 4), float("nan")), "x")
+        factorize(torch.full((4, 4), float("nan")), 0.12, "x")

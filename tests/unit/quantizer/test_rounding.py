@@ -78,3 +78,47 @@ def test_numba_serves_the_cpu_where_it_is_installed(monkeypatch: pytest.MonkeyPa
     assert choice.choose_rounding(torch.device("cpu")).NAME == "numba"
     monkeypatch.setattr(choice, "_numba_rounding", lambda: None)
     assert choice.choose_rounding(torch.device("cpu")).NAME == "torch"
+
+
+def scale_table(x: Tensor, bits: int) -> Tensor:
+    """Twelve maxima around what the group's largest weight asks for -> [12, 16]."""
+    top = x.abs().max() / (2 ** (bits - 1) - 0.5)
+    squares = torch.arange(1, 17).square() / 256
+    return (torch.linspace(0.4, 1.15, 12)[:, None] * top * squares).half().float()
+
+
+@settings(max_examples=30, deadline=None)
+@given(BITS, ROWS, COLUMNS, st.sampled_from([1e-6, 1e-4, 1e-2, 1.0]), st.integers(0, 99))
+def test_scale_costs_are_the_definition(bits: int, rows: int, columns: int, scale: float, seed: int) -> None:
+    """All sixteen codes tried in fp64: none of the tried ones is better, and the cost is that of the code chosen."""
+    x = group(rows, columns, scale, seed)
+    x[:, 0] = 0
+    row_weights, column_weights, table = torch.rand(rows) + 0.1, torch.rand(columns) + 0.1, scale_table(x, bits)
+    zero = 2 ** (bits - 1)
+    scales = table.double()[:, :, None, None]  # [C, 16, 1, 1]
+    levels = (x / scales).nan_to_num(0).round().clamp(-zero, zero - 1)
+    plain = ((levels * scales - x).square() * row_weights[:, None]).sum(2)  # [C, 16, N]
+    for rounding in (reference, numba):
+        costs, codes = rounding.scale_costs(x, row_weights, column_weights, table, bits, 16)
+        chosen = plain.gather(1, codes.long()[:, None])[:, 0]
+        torch.testing.assert_close(costs, (chosen * column_weights).sum(1), rtol=1e-3, atol=1e-30)
+        first = torch.searchsorted(table, (x.abs().amax(0) / (zero - 0.5)).expand(12, -1).contiguous()).clamp(max=15)
+        tried = torch.arange(16)[None, :, None] <= first[:, None]
+        best = torch.where(tried, plain, torch.inf).amin(1)
+        torch.testing.assert_close(chosen, best, rtol=1e-3, atol=1e-30)
+
+
+@settings(max_examples=40, deadline=None)
+@given(BITS, ROWS, COLUMNS, SCALE, st.integers(0, 99))
+def test_numba_descends_as_torch_does(bits: int, rows: int, columns: int, scale: float, seed: int) -> None:
+    w = group(rows, columns, scale, seed)
+    x = group(2 * rows, rows, 1.0, seed + 1)
+    h = x.T @ x / len(x)
+    step = (w.abs().amax(0) / 2 ** (bits - 1)).half().float()
+    start = (w / 2).half().float()
+    found, expected = ([start.clone(), h @ (w - start)] for _ in range(2))
+    ours = numba.descend_rows(found[1], found[0], step, h, bits)
+    theirs = reference.descend_rows(expected[1], expected[0], step, h, bits)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])

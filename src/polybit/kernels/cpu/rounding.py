@@ -1,4 +1,4 @@
-"""Scale search and rounding with feedback in Numba: tiles of columns over the cores, SIMD across the columns of a tile.
+"""The loops of quantization in Numba: tiles of columns over the cores, SIMD across the columns of a tile.
 
 Same arithmetic as `kernels/reference/rounding.py`, which it is tested against.
 """
@@ -30,6 +30,23 @@ def round_rows(w: Tensor, scale: Tensor, upper: Tensor, bits: int) -> tuple[Tens
     zero = np.float32(1 << (bits - 1))
     _round_rows(w.numpy(), scale.numpy(), upper.numpy(), zero, q.numpy(), dense.numpy(), errors.numpy())
     return q, dense, errors
+
+
+def scale_costs(
+    x: Tensor, row_weights: Tensor, column_weights: Tensor, table: Tensor, bits: int, window: int
+) -> tuple[Tensor, Tensor]:
+    """x [R, N], row_weights [R], column_weights [N], table [C, 16] -> costs [C] fp64, codes [C, N] uint8."""
+    codes = torch.empty(len(table), x.shape[1], dtype=torch.uint8)
+    weights, zero = (row_weights.numpy(), column_weights.numpy()), np.float32(1 << (bits - 1))
+    return torch.from_numpy(_scale_costs(x.numpy(), *weights, table.numpy(), zero, window, codes.numpy())), codes
+
+
+def descend_rows(residual: Tensor, dense: Tensor, scale: Tensor, h: Tensor, bits: int) -> Tensor:
+    """residual and dense [R, N] (updated), scale [N], h [R, R] -> q [R, N] uint8."""
+    q = torch.empty(dense.shape, dtype=torch.uint8)
+    zero = np.float32(1 << (bits - 1))
+    _descend_rows(residual.numpy(), dense.numpy(), scale.numpy(), h.numpy(), zero, q.numpy())
+    return q
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
@@ -95,6 +112,130 @@ def _round_tile(
             u0, u1, u2, u3 = upper[first, r], upper[first + 1, r], upper[first + 2, r], upper[first + 3, r]
             for n in range(width):
                 w[r, n] = w[r, n] - u0 * error[0, n] - u1 * error[1, n] - u2 * error[2, n] - u3 * error[3, n]
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _scale_costs(
+    x: Floats,
+    row_weights: Floats,
+    column_weights: Floats,
+    table: Floats,
+    zero: np.float32,
+    window: int,
+    codes: NDArray[np.uint8],
+) -> NDArray[np.float64]:
+    num_columns = x.shape[1]
+    num_tiles = (num_columns + TILE - 1) // TILE
+    partial = np.empty((num_tiles, len(table)), np.float64)
+    for t in prange(num_tiles):
+        tile = slice(t * TILE, min(num_columns, (t + 1) * TILE))
+        part, base = x[:, tile].copy(), np.empty(tile.stop - tile.start, np.float32)
+        _bases(part, zero, base)
+        for j in range(len(table)):
+            best = _tile_costs(part, base, row_weights, table[j], zero, window, codes[j, tile])
+            partial[t, j] = (best * column_weights[tile]).sum()
+    costs: NDArray[np.float64] = partial.sum(0)
+    return costs
+
+
+@njit(cache=True, error_model="numpy")
+def _bases(x: Floats, zero: np.float32, base: Floats) -> None:
+    """The scale of each column that clips nothing by more than half a step."""
+    base[:] = 0
+    for r in range(x.shape[0]):
+        for n in range(x.shape[1]):
+            base[n] = max(base[n], abs(x[r, n]))
+    for n in range(x.shape[1]):
+        base[n] /= zero - np.float32(0.5)
+
+
+@njit(cache=True, error_model="numpy")
+def _tile_costs(
+    x: Floats,
+    base: Floats,
+    row_weights: Floats,
+    scales: Floats,
+    zero: np.float32,
+    window: int,
+    codes: NDArray[np.uint8],
+) -> Floats:
+    """Each column's least cost over `window` codes downward from the first whose scale reaches its base."""
+    num_rows, width = x.shape
+    first, best = np.empty(width, np.int64), np.full(width, np.inf, np.float32)
+    scale, inverse, sums = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    for n in range(width):
+        first[n] = min(np.searchsorted(scales, base[n]), 15)
+    for offset in range(window):
+        for n in range(width):
+            scale[n] = scales[max(first[n] - offset, 0)]
+            inverse[n] = np.float32(1) / scale[n] if scale[n] > 0 else np.float32(0)
+            sums[n] = 0
+        for r in range(num_rows):
+            for n in range(width):
+                level = (min(max(x[r, n] * inverse[n], -zero), zero - np.float32(1)) + ROUNDER) - ROUNDER
+                error = level * scale[n] - x[r, n]
+                sums[n] += row_weights[r] * (error * error)
+        for n in range(width):
+            if sums[n] < best[n]:
+                best[n] = sums[n]
+                codes[n] = max(first[n] - offset, 0)
+    return best
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _descend_rows(
+    residual: Floats, dense: Floats, scale: Floats, h: Floats, zero: np.float32, q: NDArray[np.uint8]
+) -> None:
+    num_columns = dense.shape[1]
+    for t in prange((num_columns + TILE - 1) // TILE):
+        tile = slice(t * TILE, min(num_columns, (t + 1) * TILE))
+        part = residual[:, tile].copy()
+        _descend_tile(part, dense[:, tile], scale[tile], h, zero, q[:, tile])
+        residual[:, tile] = part
+
+
+@njit(cache=True, error_model="numpy")
+def _descend_tile(
+    residual: Floats, dense: Floats, scale: Floats, h: Floats, zero: np.float32, q: NDArray[np.uint8]
+) -> None:
+    """In runs of four rows, as _round_tile; but what lies above is updated too."""
+    num_rows, width = residual.shape
+    step = np.empty((4, width), np.float32)
+    for first in range(0, num_rows, 4):
+        for i in range(4):
+            c = first + i
+            _descend_row(residual[c], dense[c], scale, h[c, c], zero, q[c], step[i])
+            for r in range(first, first + 4):
+                for n in range(width):
+                    residual[r, n] -= h[c, r] * step[i, n]
+        for r in range(num_rows):
+            if first <= r < first + 4:
+                continue
+            h0, h1, h2, h3 = h[first, r], h[first + 1, r], h[first + 2, r], h[first + 3, r]
+            for n in range(width):
+                left = residual[r, n] - h0 * step[0, n] - h1 * step[1, n]
+                residual[r, n] = left - h2 * step[2, n] - h3 * step[3, n]
+
+
+@njit(cache=True, error_model="numpy")
+def _descend_row(
+    residual: Floats,
+    dense: Floats,
+    scale: Floats,
+    curvature: np.float32,
+    zero: np.float32,
+    q: NDArray[np.uint8],
+    step: Floats,
+) -> None:
+    for n in range(len(dense)):
+        level = _level((dense[n] + residual[n] / curvature) / scale[n], zero)
+        q[n] = np.uint8(level + zero)
+        step[n] = level * scale[n]
+    _to_half_precision(step)
+    for n in range(len(dense)):
+        value = step[n]
+        step[n] = value - dense[n]
+        dense[n] = value
 
 
 @njit(cache=True, error_model="numpy")

@@ -1,4 +1,4 @@
-"""Scale search and rounding with feedback in plain torch: the oracle, and what runs on GPUs and without Numba."""
+"""The loops of quantization in plain torch: the oracle, and what runs on GPUs and without Numba."""
 
 import torch
 from torch import Tensor
@@ -45,3 +45,38 @@ def round_rows(w: Tensor, scale: Tensor, upper: Tensor, bits: int) -> tuple[Tens
         errors[c] = (w[c] - dense[c]) / diagonal[c]
         w[c + 1 :] -= upper[c, c + 1 :, None] * errors[c]
     return q.to(torch.uint8), dense, errors
+
+
+def scale_costs(
+    x: Tensor, row_weights: Tensor, column_weights: Tensor, table: Tensor, bits: int, window: int
+) -> tuple[Tensor, Tensor]:
+    """x [R, N], row_weights [R], column_weights [N], table [C, 16] -> costs [C] fp64, codes [C, N] uint8."""
+    zero = 1 << (bits - 1)
+    base = x.abs().amax(0) / (zero - 0.5)
+    costs, chosen = list[Tensor](), list[Tensor]()
+    for scales in table:
+        first = torch.searchsorted(scales, base).clamp_(max=15)
+        codes = (first - torch.arange(window, device=x.device)[:, None]).clamp_(min=0)  # [W, N]
+        scale = scales[codes]
+        inverse = torch.where(scale > 0, scale.reciprocal(), 0.0)
+        levels = (x * inverse[:, None]).clamp_(-zero, zero - 1).round_()  # [W, R, N]
+        sums = ((levels * scale[:, None] - x).square_() * row_weights[:, None]).sum(1)
+        best = sums.min(0)
+        costs.append((best.values * column_weights).sum(dtype=torch.float64))
+        chosen.append(codes.gather(0, best.indices[None])[0].to(torch.uint8))
+    return torch.stack(costs), torch.stack(chosen)
+
+
+def descend_rows(residual: Tensor, dense: Tensor, scale: Tensor, h: Tensor, bits: int) -> Tensor:
+    """residual and dense [R, N] (updated), scale [N], h [R, R] -> q [R, N] uint8."""
+    zero = 1 << (bits - 1)
+    q = torch.empty_like(dense)
+    curvature = h.diagonal().tolist()
+    for c in range(len(dense)):
+        q[c] = torch.div(dense[c] + residual[c] / curvature[c], scale).round_().add_(zero).clamp_(0, 2 * zero - 1)
+        q[c].nan_to_num_(nan=2 * zero - 1)
+        value = ((q[c] - zero) * scale).half().float()
+        step = value - dense[c]
+        dense[c] = value
+        residual -= h[c][:, None] * step
+    return q.to(torch.uint8)

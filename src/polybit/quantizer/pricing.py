@@ -1,0 +1,110 @@
+"""What each option of a matrix would cost in nats, and the options worth having: as many bits for each row as it needs.
+
+Rows come in blocks of 32, sorted by how much their errors matter. Rounding each block with every number of bits says
+what it costs there; for a price of a bit, a matrix's best layout then gives each block the number of bits at which
+cost and price together are least. One price for all of a module's matrices makes one of its options.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polybit.format.exl2 import Group, Layout, storage_bits
+from polybit.kernels.rounding import Rounding
+from polybit.quantizer.candidates import ParameterSet
+from polybit.quantizer.hessian import Factor
+from polybit.quantizer.measure import MIN_ACCURACY, MeasuredOption
+from polybit.quantizer.scales import fit_scales
+from polybit.quantizer.slots import Slot
+
+BLOCK = 32  # rows
+WIDTHS = (8, 6, 5, 4, 3, 2)
+# Small groups pay for their scales, but for two bits, which leave scales little to follow.
+GROUP_SIZES: Mapping[int, int] = {8: 32, 6: 32, 5: 32, 4: 32, 3: 32, 2: 64}
+NUM_MAXIMA = 12  # half of what rounding tries
+PRICES_AN_OCTAVE = 2  # a bit more of every weight divides its cost by four, two octaves
+
+Table = NDArray[np.float64]  # [widths, blocks]
+
+
+def block_costs(weight: Tensor, factor: Factor, columns: Tensor, rounding: Rounding) -> Table:
+    """The nats that each block of weight [K, N] costs at each width; columns [N] as in Sensitivity."""
+    w, row_weights = weight[factor.perm], factor.row_weights
+    table = np.empty((len(WIDTHS), -(-len(w) // BLOCK)))
+    for costs, bits in zip(table, WIDTHS, strict=True):
+        size = GROUP_SIZES[bits]
+        for start in range(0, len(w), size):
+            rows = slice(start, start + size)
+            cost = fit_scales(w[rows], row_weights[rows], columns, bits, rounding, NUM_MAXIMA).cost / 2
+            blocks = costs[start // BLOCK : (start + size) // BLOCK]
+            blocks[:] = cost / len(blocks)
+    return table
+
+
+def options_of(slot: Slot, tables: Mapping[str, Table]) -> list[MeasuredOption]:
+    """From fewest to most bits; `tables` by key of the matrix. The accuracy of one is 1 - sqrt(nats)."""
+    by_role = {role: np.sum([tables[linear.key] for linear in linears], 0) for role, linears in slot.roles.items()}
+    bits = {
+        role: _block_bits(sum(linear.padded_out_features for linear in linears)) for role, linears in slot.roles.items()
+    }
+    found = dict[int, MeasuredOption]()
+    for price in _prices(by_role.values(), bits.values()):
+        chosen = {role: _cheapest(table, bits[role], price) for role, table in by_role.items()}
+        sets = {role: _parameter_set(widths) for role, widths in chosen.items()}
+        nats = sum(float(by_role[role][widths, range(len(widths))].sum()) for role, widths in chosen.items())
+        num_bits = slot.num_bits(sets)
+        found[num_bits] = MeasuredOption(max(MIN_ACCURACY, 1 - nats**0.5), num_bits, sets)
+    return [found[num_bits] for num_bits in sorted(found)]
+
+
+def extremes(slot: Slot) -> list[int]:
+    """Bits of the smallest and the largest option that any prices lead to."""
+    return [
+        slot.num_bits({role: ParameterSet((bits,), (1.0,), (GROUP_SIZES[bits],)) for role in slot.roles})
+        for bits in (min(WIDTHS), max(WIDTHS))
+    ]
+
+
+def _block_bits(num_columns: int) -> Table:
+    """[widths]: what a block of that many columns takes at each width, scales included."""
+    groups = [Group(bits, GROUP_SIZES[bits]) for bits in WIDTHS]
+    return np.array([storage_bits(Layout((group,)), num_columns, False) * BLOCK / group.rows for group in groups])
+
+
+def _prices(tables: Iterable[Table], bits: Iterable[Table]) -> Iterator[float]:
+    """Nats a bit, from so high that all is at two bits to so low that all is at eight."""
+    rates = [
+        (table[1:] - table[:-1]) / (width[:-1] - width[1:])[:, None] for table, width in zip(tables, bits, strict=True)
+    ]
+    every = np.concatenate([rate[rate > 0] for rate in rates])
+    if not len(every):
+        return
+    lowest, highest = np.floor(np.log2([every.min(), every.max()]))
+    yield np.inf
+    yield from 2.0 ** np.arange(highest + 1, lowest - 1, -1 / PRICES_AN_OCTAVE)
+    yield 0.0
+
+
+def _cheapest(table: Table, bits: Table, price: float) -> NDArray[np.int64]:
+    """The index of each block's width, never more bits below than above, with the least cost + price * bits."""
+    whole = np.broadcast_to(bits[:, None], table.shape) if np.isinf(price) else table + price * bits[:, None]
+    best, came_from = whole[:, 0], []
+    for column in whole.T[1:]:
+        least = np.minimum.accumulate(best)
+        from_above = np.maximum.accumulate(np.where(best == least, np.arange(len(best)), 0))
+        came_from.append(from_above)
+        best = best[from_above] + column
+    path = [int(best.argmin())]
+    for from_above in reversed(came_from):
+        path.append(int(from_above[path[-1]]))
+    return np.array(path[::-1])
+
+
+def _parameter_set(widths: NDArray[np.int64]) -> ParameterSet:
+    """Shares that a layout rounds up to just these blocks: half a block less than they hold."""
+    counts = {WIDTHS[w]: int((widths == w).sum()) for w in dict.fromkeys(widths.tolist())}
+    shares = [round((count - 0.5) / len(widths), 6) for count in list(counts.values())[:-1]]
+    shares.append(1 - sum(shares))
+    return ParameterSet(tuple(counts), tuple(shares), tuple(GROUP_SIZES[bits] for bits in counts))
