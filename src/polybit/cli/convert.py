@@ -23,7 +23,7 @@ CONVERSION: Mapping[str, Flag] = {
     "calibration": Flag(
         "Calibration text: a .txt, .jsonl or .parquet file, a folder of them, or a dataset's id on the Hub",
         short="-c",
-        default="text found on this machine",
+        default="text that the model writes, and text found on this machine",
     ),
     "rows": Flag("Rows of calibration text"),
     "length": Flag("Tokens a row"),

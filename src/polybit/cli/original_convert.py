@@ -39,7 +39,7 @@ def parser() -> Parser:
     add("-cf", "--compile_full", type=Path, help="folder of the finished model")
     add("-nr", "--no_resume", action="store_true", help="delete what an unfinished job left and start over")
     add("-res", "--resume", action="store_true", help="no effect: resuming is automatic")
-    add("-c", "--cal_dataset", help="calibration text (default: text found on this machine)")
+    add("-c", "--cal_dataset", help="calibration text (default: written by the model, and found on this machine)")
     add("-b", "--bits", type=float, default=4.125, help="average bits per weight (default: %(default)s)")
     add("-hb", "--head_bits", type=int, default=6, help="bits of the last matrix (default: %(default)s)")
     add("-ss", "--shard_size", type=int, default=8192, help="megabytes a file, 0: one file (default: %(default)s)")

@@ -1,25 +1,30 @@
 """Before a conversion starts: what would make it fail late is refused now, and the job's folder is set up or found."""
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from polybit.errors import FormatError, JobError, UnsupportedModel
+from polybit.errors import FormatError, JobError, OutOfMemory, UnsupportedModel
 from polybit.format.exl2 import storage_bits
 from polybit.format.files import unwritable
+from polybit.model.model import load
 from polybit.model.source import ModelSource
 from polybit.quantizer.allocate import Choice, budget_of
-from polybit.quantizer.calibration import Calibration, Shape, fingerprint, read_calibration
+from polybit.quantizer.calibration import Calibration, Shape, Write, fingerprint, read_calibration
 from polybit.quantizer.candidates import HEAD_SETS
 from polybit.quantizer.job import Job, Progress, corrupt
 from polybit.quantizer.measurement import read_measurement, write_measurement
 from polybit.quantizer.options import ConvertOptions
+from polybit.quantizer.own_text import write_text
 from polybit.quantizer.pricing import extremes
 from polybit.quantizer.slots import slots_of
 from polybit.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 WORK_FOLDER = ".polybit-job"
 HEADER_BYTES = 1 << 16
@@ -153,6 +158,16 @@ def _check_disk(source: ModelSource, folder: Path, options: ConvertOptions) -> N
         )
 
 
+def _writer(source: ModelSource, options: ConvertOptions, bos: int | None) -> Write | None:
+    """What writes text with the whole model, or None where it does not fit into memory whole."""
+    try:
+        model = load(replace(source, options=replace(source.options, device=options.device)))
+    except OutOfMemory as error:
+        log.warning("calibration goes without text of the model's own: %s", error)
+        return None
+    return lambda starts, length: write_text(model, starts, length, bos)
+
+
 def _calibrate(source: ModelSource, options: ConvertOptions) -> Calibration:
     """Tokens for both passes, no longer than the model's context."""
     model, tokenizer = source.spec, Tokenizer.open(source.folder)
@@ -163,7 +178,10 @@ def _calibrate(source: ModelSource, options: ConvertOptions) -> Calibration:
         vocab_size=model.embedding.num_rows,
         bos=tokenizer.bos_id if starts_with_bos else None,
     )
-    found = read_calibration(options.calibration, shape, lambda text: tokenizer.encode(text, parse_special=False))
+    write = None if options.calibration is not None else _writer(source, options, shape.bos)
+    found = read_calibration(
+        options.calibration, shape, lambda text: tokenizer.encode(text, parse_special=False), write
+    )
     used = {
         "rows": options.rows,
         "length": min(options.length, shape.length),

@@ -12,9 +12,12 @@ from polybit.errors import CalibrationError
 from polybit.quantizer import corpus, datasets
 
 Encode = Callable[[str], list[int]]
+Write = Callable[[Tensor, int], Tensor]  # first tokens [S], length -> passages [S, length] of the model's own writing
 
 DEFAULT_NAME = "(default)"
 RANDOM_SHARE = 16  # one row in so many of the default text is uniformly random tokens
+OWN_SHARE = 2  # one in so many of the others is the model's own writing
+PASSAGE = 128  # tokens of it at a time: many short passages vary more than a few long ones
 # Tokens taken of one document of the default text: few, for variety beats coherence, unless more are needed.
 DOCUMENT_TOKENS = (256, 2048, None)
 ENCODE_BLOCK = 1 << 16  # characters encoded at once: a long text is tokenized only as far as it is needed
@@ -41,30 +44,46 @@ class Calibration:
         return self.tokens[picked, :length]
 
 
-def read_calibration(dataset: str | None, shape: Shape, encode: Encode) -> Calibration:
-    """Rows from `dataset` (see datasets.documents), or from the machine's own text where it is None.
+def read_calibration(dataset: str | None, shape: Shape, encode: Encode, write: Write | None = None) -> Calibration:
+    """Rows from `dataset` (see datasets.documents), or where it is None from the machine's own text and the model's.
 
-    CalibrationError: not found, unreadable, or too little text.
+    write: None where the model cannot write. CalibrationError: not found, unreadable, or too little text.
     """
     if dataset is None:
-        return _finish(*_default_rows(shape, encode), DEFAULT_NAME, shape)
+        return _default(shape, encode, write)
     needed = shape.rows * _text_length(shape)
     stream = _take(datasets.documents(dataset), needed, encode)
     if len(stream) < needed:
-        raise _too_little(dataset, len(stream), shape)
+        raise _too_little(dataset, len(stream), needed)
     return _finish(stream, {dataset: needed}, 0, dataset, shape)
 
 
-def _default_rows(shape: Shape, encode: Encode) -> tuple[list[int], dict[str, int], int]:
-    """Token stream, tokens by source, number of random rows."""
-    random_rows = shape.rows // RANDOM_SHARE
-    needed = (shape.rows - random_rows) * _text_length(shape)
+def _default(shape: Shape, encode: Encode, write: Write | None) -> Calibration:
+    width, random_rows = _text_length(shape), shape.rows // RANDOM_SHARE
+    own_rows = 0 if write is None else (shape.rows - random_rows) // OWN_SHARE
+    stream, composition = _from_machine((shape.rows - random_rows - own_rows) * width, encode)
+    if write is not None and own_rows:
+        stream += _written(write, stream, own_rows * width, shape.vocab_size)
+        composition["the model's own"] = own_rows * width
+    return _finish(stream, composition, random_rows, DEFAULT_NAME, shape)
+
+
+def _from_machine(needed: int, encode: Encode) -> tuple[list[int], dict[str, int]]:
+    """Token stream, and tokens by source."""
     for at_most in DOCUMENT_TOKENS:
         by_source = _from_sources(needed, encode, at_most)
         stream = [token for tokens in by_source.values() for token in tokens]
         if len(stream) >= needed:
-            return stream, {name: len(tokens) for name, tokens in by_source.items()}, random_rows
-    raise _too_little("the Python installation and its packages", len(stream), shape)
+            return stream, {name: len(tokens) for name, tokens in by_source.items()}
+    raise _too_little("the Python installation and its packages", len(stream), needed)
+
+
+def _written(write: Write, stream: list[int], needed: int, vocab_size: int) -> list[int]:
+    """Passages that begin with tokens spread evenly over the stream."""
+    count = -(-needed // PASSAGE)
+    starts = torch.tensor([stream[i * len(stream) // count] for i in range(count)])
+    found: list[int] = write(starts.where(starts < vocab_size, 0), PASSAGE).flatten()[:needed].tolist()
+    return found
 
 
 def _from_sources(needed: int, encode: Encode, at_most: int | None) -> dict[str, list[int]]:
@@ -121,8 +140,8 @@ def _text_length(shape: Shape) -> int:
     return shape.length - (shape.bos is not None)
 
 
-def _too_little(what: str, found: int, shape: Shape) -> CalibrationError:
+def _too_little(what: str, found: int, needed: int) -> CalibrationError:
     return CalibrationError(
-        f"calibration text {what} has {found} tokens, but {shape.rows} rows of {shape.length} tokens need "
-        f"{shape.rows * _text_length(shape)}; give more text, or ask for fewer or shorter rows"
+        f"calibration text {what} has {found} tokens, but the rows asked for need {needed}; "
+        "give more text, or ask for fewer or shorter rows"
     )

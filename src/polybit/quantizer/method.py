@@ -23,5 +23,5 @@ class Method:
 
 ORIGINAL = Method(by_loss=False, damping=0.12, shrinkage=0.0, sweeps=0)
 METHODS: Mapping[str, Method] = MappingProxyType(
-    {"gptq-loss": Method(by_loss=True, damping=0.03, shrinkage=0.3, sweeps=2), "gptq-v2": ORIGINAL}
+    {"gptq-loss": Method(by_loss=True, damping=0.03, shrinkage=0.5, sweeps=2), "gptq-v2": ORIGINAL}
 )

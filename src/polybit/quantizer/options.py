@@ -17,7 +17,7 @@ class ConvertOptions:
 
     bits: float = 4.0  # average over the decoder's matrices, overheads included
     head_bits: int = 6
-    calibration: str | None = None  # a txt, jsonl or parquet file, a folder, a Hub dataset; None: text of this machine
+    calibration: str | None = None  # a txt, jsonl or parquet file, a folder, a Hub dataset; None: found text
     rows: int = 16
     length: int = 512  # tokens a row
     measure_rows: int = 4  # what gptq-v2 judges options on

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from polybit.errors import CalibrationError
 from polybit.quantizer import corpus, datasets
@@ -161,8 +162,25 @@ def test_too_little_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
         yield "x" * 700
 
     monkeypatch.setattr(corpus, "SOURCES", {"little": (1, little)})
-    with pytest.raises(CalibrationError, match="has 700 tokens, but 8 rows of 100 tokens need 800"):
+    with pytest.raises(CalibrationError, match="has 700 tokens, but the rows asked for need 800"):
         read_calibration(None, Shape(8, 100, 256), encode)
+
+
+def test_half_of_the_default_is_what_the_model_writes() -> None:
+    asked = []
+
+    def write(starts: Tensor, length: int) -> Tensor:
+        asked.append((starts, length))
+        return torch.full((len(starts), length), 9)
+
+    found = read_calibration(None, Shape(rows=16, length=64, vocab_size=256), encode, write)
+    ((starts, length),) = asked
+    assert len(starts) * length >= 7 * 64
+    assert set(starts.tolist()) <= set(found.tokens[:8].flatten().tolist())
+    assert (found.tokens[8:15] == 9).all()
+    assert (found.tokens[:8] != 9).any(1).all()
+    assert found.record["tokens_by_source"]["the model's own"] == 7 * 64
+    assert sum(found.record["tokens_by_source"].values()) == 16 * 64
 
 
 def test_a_sample_spreads_over_all_rows() -> None:

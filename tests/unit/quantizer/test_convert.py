@@ -289,7 +289,7 @@ def test_options_without_sense_are_refused(change: dict[str, Any], tiny: Path, t
 def test_too_little_text_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("too short")
-    with pytest.raises(CalibrationError, match="has 9 tokens, but 3 rows of 64 tokens need 192"):
+    with pytest.raises(CalibrationError, match="has 9 tokens, but the rows asked for need 192"):
         convert(tiny, tmp_path / "out", options(short))
     assert not (tmp_path / "out").exists()
 

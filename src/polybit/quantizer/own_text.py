@@ -1,0 +1,67 @@
+"""Text that the model itself writes, for calibration: passages sampled from its own predictions.
+
+No text at hand resembles what a model was trained on as much as that. It takes the whole model in memory, for a moment.
+"""
+
+import torch
+from torch import Tensor
+
+from polybit.model.model import Model
+from polybit.modules.step import Step
+
+AT_ONCE = 64  # passages
+
+
+class PassageStore:
+    """Keys and values of S passages that grow together: a page of `length` tokens each."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._held: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def write(self, layer: int, k: Tensor, v: Tensor, step: Step) -> None:
+        if layer not in self._held:
+            shape = (step.page_table.shape[0], self._length, *k.shape[1:])
+            self._held[layer] = k.new_zeros(shape), v.new_zeros(shape)
+        for held, new in zip(self._held[layer], (k, v), strict=True):
+            held.flatten(0, 1)[step.slots] = new
+
+    def pages(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self._held[layer]
+
+
+def write_text(model: Model, starts: Tensor, length: int, bos: int | None) -> Tensor:
+    """starts [S], the first token of each passage (after BOS) -> [S, length], the passages without BOS.
+
+    Sampled at temperature 1 with a fixed seed: the same passages at every run on the same machine.
+    """
+    draw = torch.Generator().manual_seed(0)
+    return torch.cat([_write(model, part, length, bos, draw) for part in torch.split(starts, AT_ONCE)])
+
+
+def _write(model: Model, starts: Tensor, length: int, bos: int | None, draw: torch.Generator) -> Tensor:
+    given = [starts] if bos is None else [torch.full_like(starts, bos), starts]
+    written, capacity = list(given), len(given) - 1 + length
+    store = PassageStore(capacity)
+    for position in range(capacity - 1):
+        step = _step(len(starts), position, capacity, model.device)
+        logits = model.forward(written[position].to(model.device), step, store)
+        if position + 1 == len(written):
+            written.append(_sample(logits, draw))
+    return torch.stack(written[-length:], dim=1)
+
+
+def _step(num_passages: int, position: int, capacity: int, device: torch.device) -> Step:
+    passages = torch.arange(num_passages, device=device)
+    return Step(
+        positions=torch.full_like(passages, position),
+        slots=passages * capacity + position,
+        page_table=passages[:, None],
+        query_starts=torch.arange(num_passages + 1),
+        lengths=torch.full((num_passages,), position + 1),
+    )
+
+
+def _sample(logits: Tensor, draw: torch.Generator) -> Tensor:
+    """[S, V] -> [S]"""
+    return torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=draw)[:, 0]
