@@ -11,7 +11,7 @@ from typing import Any
 from polybit.errors import FormatError, JobError, OutOfMemory, UnsupportedModel
 from polybit.format.exl2 import storage_bits
 from polybit.format.files import unwritable
-from polybit.model.model import load
+from polybit.model.load import load
 from polybit.model.source import ModelSource
 from polybit.quantizer.allocate import Choice, budget_of
 from polybit.quantizer.calibration import Calibration, Shape, Write, fingerprint, read_calibration

@@ -56,9 +56,11 @@ def _step(num_passages: int, position: int, capacity: int, device: torch.device)
     return Step(
         positions=torch.full_like(passages, position),
         slots=passages * capacity + position,
-        page_table=passages[:, None],
-        query_starts=torch.arange(num_passages + 1),
-        lengths=torch.full((num_passages,), position + 1),
+        page_table=passages[:, None].int(),
+        query_starts=torch.arange(num_passages + 1, dtype=torch.int32, device=device),
+        lengths=torch.full((num_passages,), position + 1, dtype=torch.int32, device=device),
+        max_queries=1,
+        max_length=position + 1,
     )
 
 

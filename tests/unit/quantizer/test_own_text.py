@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from polybit.model.model import Model, load
+from polybit.model.load import load
+from polybit.model.model import Model
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.modules.step import whole_rows
