@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polybit.format.exl2 import Layout
+from polybit.format.exl2 import Layout, storage_bits
 from polybit.kernels.protocol import Backend
 from polybit.kernels.rounding import Rounding
 from polybit.model.source import ModelSource
@@ -22,11 +22,12 @@ from polybit.quantizer.measure import MeasuredOption, measure_part
 from polybit.quantizer.method import Method
 from polybit.quantizer.output import keep_quantized
 from polybit.quantizer.part import OpenBlock, Part, open_block, relative_error
-from polybit.quantizer.pricing import block_costs, options_of
+from polybit.quantizer.pricing import block_costs, options_of, set_within
 from polybit.quantizer.probe import Probe, ProbeWeights, in_half
 from polybit.quantizer.sensitivity import Sensitivity, backward, head_gradient
 from polybit.quantizer.stored import head_weight
 
+PRICED_COLUMNS = 4096  # of a head: enough to choose a layout by
 MAX_FED_BACK_HEAD = 10**9  # elements; larger heads are rounded without feedback (format 9.4)
 
 
@@ -62,10 +63,14 @@ class Workbench:
         weight, bias = head_weight(self.source)
         return norm, Probe(model.head.linear, weight.to(self.device).float().T.contiguous(), bias)
 
-    def round(self, weight: Tensor, h: Tensor, layout: Layout, columns: Tensor, where: str) -> Quantized:
-        """A method by loss on one matrix: weight [K, N], h [K, K], columns [N]."""
+    def trust(self, h: Tensor, where: str) -> tuple[Tensor, Factor]:
+        """h [K, K] as far as the method trusts it, and its factor."""
         h = shrink(h, self.method.shrinkage)
-        factor = factorize(h, self.method.damping, where)
+        return h, factorize(h, self.method.damping, where)
+
+    def round(self, weight: Tensor, trusted: tuple[Tensor, Factor], layout: Layout, columns: Tensor) -> Quantized:
+        """A method by loss on one matrix: weight [K, N], what `trust` gives, columns [N]."""
+        h, factor = trusted
         fed_back = quantize_fitted(weight, factor, layout, columns, self.rounding)
         return descend(fed_back, weight, h, self.method.sweeps, self.rounding)
 
@@ -101,7 +106,7 @@ def go_back(
         return gradient, found, []
     tables = {}
     for key, echo in echoes.items():
-        factor = factorize(shrink(echo.hessian(), bench.method.shrinkage), bench.method.damping, key)
+        _, factor = bench.trust(echo.hessian(), key)
         tables[key] = block_costs(block.probes[key].original, factor, found[key].columns, bench.rounding)
     return gradient, found, [options_of(part.slot, tables) for part in block.parts]
 
@@ -159,7 +164,7 @@ def _in_order(
         for linear in heard.linears:
             key, layout = linear.key, option[roles[linear.key]].layout(linear.in_features)
             columns = sensitivities[key].columns
-            yield key, bench.round(part.probes[key].original, hessians[key], layout, columns, key)
+            yield key, bench.round(part.probes[key].original, bench.trust(hessians[key], key), layout, columns)
 
 
 def quantize_head(bench: Workbench, job: Job, x: Tensor, head_bits: int) -> None:
@@ -173,12 +178,20 @@ def quantize_head(bench: Workbench, job: Job, x: Tensor, head_bits: int) -> None
         perm = h.diagonal().argsort(descending=True, stable=True)
         quantized = round_to_nearest(probe.original, perm, layout, bench.rounding)
     elif bench.method.by_loss:
-        columns = torch.ones(probe.original.shape[1], device=bench.device)
-        quantized = bench.round(probe.original, h, layout, columns, node.key)
+        quantized = _head_within(bench, probe, h, storage_bits(layout, node.padded_out_features, False))
     else:
         factor = factorize(h, bench.method.damping, node.key)
         quantized = quantize(probe.original, factor, layout, bench.rounding)
     keep(job, probe, quantized)
+
+
+def _head_within(bench: Workbench, probe: Probe, h: Tensor, num_bits: int) -> Quantized:
+    """A method by loss on the head, in a layout of its own of at most `num_bits`; its columns count alike."""
+    trusted, columns = bench.trust(h, probe.node.key), torch.ones(probe.original.shape[1], device=bench.device)
+    stride = max(1, len(columns) // PRICED_COLUMNS)
+    table = block_costs(probe.original[:, ::stride].contiguous(), trusted[1], columns[::stride], bench.rounding)
+    chosen = set_within(table, probe.node.padded_out_features, num_bits)
+    return bench.round(probe.original, trusted, chosen.layout(probe.node.in_features), columns)
 
 
 def keep(job: Job, probe: Probe, quantized: Quantized) -> None:

@@ -59,6 +59,14 @@ def options_of(slot: Slot, tables: Mapping[str, Table]) -> list[MeasuredOption]:
     return [found[num_bits] for num_bits in sorted(found)]
 
 
+def set_within(table: Table, num_columns: int, num_bits: int) -> ParameterSet:
+    """The dearest set for one matrix of these block costs that takes at most `num_bits`, else the cheapest there is."""
+    bits, rows = _block_bits(num_columns), BLOCK * table.shape[1]
+    sets = [_parameter_set(_cheapest(table, bits, price)) for price in _prices([table], [bits], 32)]
+    fitting = [found for found in sets if storage_bits(found.layout(rows), num_columns, False) <= num_bits]
+    return fitting[-1] if fitting else sets[0]
+
+
 def extremes(slot: Slot) -> list[int]:
     """Bits of the smallest and the largest option that any prices lead to."""
     return [
@@ -73,17 +81,16 @@ def _block_bits(num_columns: int) -> Table:
     return np.array([storage_bits(Layout((group,)), num_columns, False) * BLOCK / group.rows for group in groups])
 
 
-def _prices(tables: Iterable[Table], bits: Iterable[Table]) -> Iterator[float]:
+def _prices(tables: Iterable[Table], bits: Iterable[Table], an_octave: int = PRICES_AN_OCTAVE) -> Iterator[float]:
     """Nats a bit, from so high that all is at two bits to so low that all is at eight."""
     rates = [
         (table[1:] - table[:-1]) / (width[:-1] - width[1:])[:, None] for table, width in zip(tables, bits, strict=True)
     ]
     every = np.concatenate([rate[rate > 0] for rate in rates])
-    if not len(every):
-        return
-    lowest, highest = np.floor(np.log2([every.min(), every.max()]))
     yield np.inf
-    yield from 2.0 ** np.arange(highest + 1, lowest - 1, -1 / PRICES_AN_OCTAVE)
+    if len(every):
+        lowest, highest = np.floor(np.log2([every.min(), every.max()]))
+        yield from 2.0 ** np.arange(highest + 1, lowest - 1, -1 / an_octave)
     yield 0.0
 
 

@@ -160,7 +160,7 @@ def test_a_measurement_serves_any_bits(
 ) -> None:
     """Measured once, another conversion with the same bits gives the same weights, and other bits are to be had."""
     measured = done_by[method]
-    monkeypatch.delattr(passes, "block_costs")  # nothing is measured again
+    monkeypatch.delattr(passes, "options_of")  # nothing is measured again
     monkeypatch.delattr(passes, "measure_part")
     again = convert(tiny, tmp_path / "same", options(text, method=method, measurement=measured.measurement))
     name = "output.safetensors"

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polybit import arch
+from polybit.format.exl2 import storage_bits
 from polybit.quantizer import pricing
 from polybit.quantizer.pricing import GROUP_SIZES, WIDTHS, extremes, options_of
 from polybit.quantizer.slots import Slot, slots_of
@@ -78,3 +79,15 @@ def test_a_matrix_that_matters_more_gets_more_bits() -> None:
     for option in options_of(of, costs)[1:-1]:
         gate, up = (option.sets[role].layout(of.roles[role][0].in_features).packed_rows for role in ("gate", "up"))
         assert gate <= up
+
+
+@pytest.mark.parametrize("bits", [2.5, 4.4, 6.3, 8.0])
+def test_a_set_within_a_budget_spends_it(bits: float) -> None:
+    table = 4.0 ** -np.array(WIDTHS)[:, None] * np.sort(np.random.default_rng(1).lognormal(0, 2, 64))[::-1]
+    rows, columns = 64 * 32, 4096
+    taken = storage_bits(pricing.set_within(table, columns, int(bits * rows * columns)).layout(rows), columns, False)
+    assert 0.96 * bits < taken / (rows * columns) <= bits
+
+
+def test_a_budget_too_small_for_anything_gets_two_bits() -> None:
+    assert pricing.set_within(np.ones((len(WIDTHS), 4)) * 4.0 ** -np.array(WIDTHS)[:, None], 64, 0).bits == (2,)
