@@ -211,7 +211,7 @@ def test_other_kinds_of_blocks(
     source = make_model(**config, tie_word_embeddings=config is PARALLEL)
     result = convert(source, tmp_path / "out", options(text, bits=8.2, head_bits=8, method=method))
     off = float((logits(result.folder) - logits(source)).norm() / logits(source).norm())
-    assert off < (0.12 if config is MOE else 0.08)  # a router changes its mind on single tokens
+    assert off < (0.12 if config is MOE else 0.08)  # 0.088 seen for experts; why is not known
 
 
 # ---- refusals
