@@ -198,8 +198,7 @@ def _scan(path: Path) -> list[Entry]:
     try:
         handle = safe_open(path, framework="pt", device="cpu")
         starts = _starts(path)
-        # The handle is no mapping: it cannot be iterated, and its methods have no types.
-        return [_entry_of(path, name, handle, starts[name]) for name in handle.keys()]  # type: ignore[no-untyped-call]  # noqa: SIM118
+        return [_entry_of(path, name, handle, starts[name]) for name in handle.keys()]  # noqa: SIM118 - not a mapping: iterating it fails
     except (SafetensorError, OSError) as error:
         raise unreadable(path, error) from error
 

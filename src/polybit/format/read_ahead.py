@@ -143,8 +143,7 @@ class _Lane:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # torch gives streams no types.
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def fork(self) -> None:
         """Copies from here on follow what the device was given before: their target's memory may still be in use."""

@@ -96,7 +96,7 @@ class CapturedStep:
 def cuda_capture(device: torch.device) -> Capture:
     """Graphs of a device that share their memory, so only one runs at a time."""
     with current(device):
-        memory, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        memory, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def capture(work: Work) -> Work:
         with current(device):

@@ -55,10 +55,9 @@ class Ferry:
         self._device = device
         self._on_gpu = device.type == "cuda"
         if self._on_gpu:
-            # torch gives streams and events no types.
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._arrived = [torch.cuda.Event() for _ in self.places]  # type: ignore[no-untyped-call]
-            self._left = [torch.cuda.Event() for _ in self.places]  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(device)
+            self._arrived = [torch.cuda.Event() for _ in self.places]
+            self._left = [torch.cuda.Event() for _ in self.places]
 
     def place_of(self, index: int) -> Tensor:
         return self.places[index % OFFLOAD_SLOTS]

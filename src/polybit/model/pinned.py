@@ -28,7 +28,7 @@ def pinned_bytes(num_bytes: int) -> Tensor:
 
 def _register(memory: mmap.mmap, buffer: Tensor) -> None:
     """Pinned for as long as the memory lives, which the buffer's storage keeps."""
-    cuda, start = torch.cuda.cudart(), buffer.data_ptr()  # type: ignore[no-untyped-call]  # torch gives it no types
+    cuda, start = torch.cuda.cudart(), buffer.data_ptr()
     status = int(cuda.cudaHostRegister(start, buffer.nbytes, PORTABLE))
     if status != 0:
         raise _refused(buffer.nbytes, f"CUDA error {status}")

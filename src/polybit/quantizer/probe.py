@@ -38,7 +38,7 @@ class Probe:
         if self.bias is not None:
             y += self.bias
         if self.gradient_listener is not None:
-            y.register_hook(partial(self.gradient_listener, x.detach()))  # type: ignore[no-untyped-call]
+            y.register_hook(partial(self.gradient_listener, x.detach()))
         if self.node.prescale != 1.0:
             y = y * self.node.prescale
         return y if residual is None else residual + y

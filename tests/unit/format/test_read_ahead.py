@@ -66,7 +66,7 @@ def test_a_file_that_was_cut_since_it_was_opened_is_named(folder: Path) -> None:
 def test_leaving_early_ends_the_threads(folder: Path) -> None:
     views = read_ahead(Checkpoint.open(folder), [Part(tuple(TENSORS), CPU)] * 3)
     next(views)
-    views.close()  # type: ignore[attr-defined]
+    views.close()
     with pytest.raises(StopIteration):
         next(views)
 

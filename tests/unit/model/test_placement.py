@@ -143,7 +143,7 @@ class TestOffloaded:
             out_features: int = 2
             num_bytes: int = 1000
 
-        linear = Linear(Hidden(torch.zeros(4)), None, 2, None)  # type: ignore[arg-type]
+        linear = Linear(Hidden(torch.zeros(4)), None, 2, None)
         with pytest.raises(KernelError, match="1000 bytes are held, but 16 are seen"):
             pack({"key": linear})
 
