@@ -20,7 +20,7 @@ MAX_ROWS = 64  # more rows are better served by dequantizing
 ROWS_AT_ONCE = 16
 
 WEIGHT_BYTES = 2176  # of a chunk in the ring
-SLOTS = 3  # chunks of a warp's ring
+SLOTS = 3  # chunks of a warp's ring: enough bytes under way for one product
 SUM_BYTES = 4 * (TILE_COLUMNS + 4)  # of a row's sums over one tile
 STATIC_BYTES = 6144  # shared memory that the kernel declares itself, and what the driver keeps
 KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
@@ -49,16 +49,16 @@ class Form:
     def most_rows(self) -> int:
         return 1 if self.one else 8 * self.row_tiles
 
-    def shared_bytes(self, warps: int, num_sums: int) -> int:
+    def shared_bytes(self, warps: int, num_sums: int, slots: int = SLOTS) -> int:
         """Of a thread block: its warps' rings, and their sums."""
-        return warps * SLOTS * self.slot_bytes + num_sums * self.most_rows * SUM_BYTES
+        return warps * slots * self.slot_bytes + num_sums * self.most_rows * SUM_BYTES
 
-    def build(self, warps: int, out_float: bool) -> Build:
-        macros = {
-            "NT": self.row_tiles, "ONE": int(self.one), "WN": 1, "WK": warps, "SLOTS": SLOTS, "RESIDENT": 1,
-            "OUT_FLOAT": int(out_float),
-        }  # fmt: skip
-        return Build.of("exl2_decode.cu", macros)
+    def build(self, warps: int) -> Build:
+        return Build.of("exl2_decode.cu", self.macros(warps))
+
+    def macros(self, warps: int, slots: int = SLOTS) -> dict[str, int]:
+        """What product.cuh is compiled with."""
+        return {"NT": self.row_tiles, "ONE": int(self.one), "WARPS": warps, "SLOTS": slots}
 
 
 def form_for(rows: int) -> Form:
@@ -84,6 +84,7 @@ class Workspace:
 
     sums: Tensor  # [places, 16, 64] fp32
     counters: Tensor  # zero between launches
+    meeting: Tensor  # [1] int32, of a chain's thread blocks
 
 
 Sort = Callable[[slice], Tensor]  # some rows of the activations -> as the kernel reads them
@@ -140,12 +141,11 @@ def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -
     num_rows, given, device = out.shape[0], matrix.input, out.device
     form = form_for(num_rows)
     plan = _plan(form, matrix.shapes, given.row_blocks, given.first_groups, device)
-    kernel = Kernel.get(form.build(plan.warps, out.dtype == torch.float32), "exl2_decode", device)
-    space = _workspace(device)
-    kernel.launch(
+    space = workspace(device)
+    Kernel.get(form.build(plan.warps), "exl2_decode", device).launch(
         (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima, x, out, residual,
-        None, space.sums, space.counters, plan.runs.shape[-2], plan.tiles.shape[1], num_rows, out.shape[1],
-        shared_bytes=plan.shared_bytes, overlap=True,
+        space.sums, space.counters, plan.runs.shape[-2], plan.tiles.shape[1], num_rows, out.shape[1],
+        int(out.dtype == torch.float32), shared_bytes=plan.shared_bytes, overlap=True,
     )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def _plan(
 ) -> Plan:  # fmt: skip
     """The fewest thread blocks, and then the most warps, whose rings and sums fit into shared memory."""
     properties = torch.cuda.get_device_properties(device)
-    limit, num_places = shared_memory(device.index) - STATIC_BYTES, len(_workspace(device).counters)
+    limit, num_places = shared_memory(device.index) - STATIC_BYTES, len(workspace(device).counters)
     found = choose(form, shapes, row_blocks, first_groups, properties.multi_processor_count, limit, num_places)
     if found is None:
         raise KernelError(
@@ -207,9 +207,10 @@ def choose(
 
 
 @cache
-def _workspace(device: torch.device) -> Workspace:
+def workspace(device: torch.device) -> Workspace:
     slots = 4 * 16 * torch.cuda.get_device_properties(device).multi_processor_count
     return Workspace(
         sums=torch.empty(slots, ROWS_AT_ONCE, TILE_COLUMNS, device=device),
         counters=torch.zeros(slots, dtype=torch.int32, device=device),
+        meeting=torch.zeros(1, dtype=torch.int32, device=device),
     )

@@ -1,0 +1,117 @@
+// Activations as product.cuh reads them: sorted, group by group brought near one magnitude by a power of two, and those of
+// 2-bit groups divided by the power of two that their slot of the stream carries (see unpack.cuh, Unpack<2>). Bytes, group
+// after group: {start, scale} fp32 of each token, padded to 16; then for each block of 32 rows each token's 32 as fp16.
+
+#pragma once
+
+#include "unpack.cuh"
+
+// ---- numbers by kind: 0 fp16, 1 bf16, 2 fp32
+
+template <int kind>
+struct Number;
+
+template <>
+struct Number<0> {
+    typedef u16 Type;
+    static __device__ __forceinline__ float read(u16 x) { return low_half(x); }
+};
+
+template <>
+struct Number<1> {
+    typedef u16 Type;
+    static __device__ __forceinline__ float read(u16 x) { return __uint_as_float(static_cast<u32>(x) << 16); }
+};
+
+template <>
+struct Number<2> {
+    typedef float Type;
+    static __device__ __forceinline__ float read(float x) { return x; }
+};
+
+// act(x); activation as in decode.py: ACTIVATIONS
+__device__ __forceinline__ float activate(float x, u32 activation) {
+    switch (activation) {
+        case 0: return x / (1.f + expf(-x));
+        case 1: return 0.5f * x * (1.f + erff(x * 0.70710678118654752f));
+        case 2: return 0.5f * x * (1.f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+        default: return fmaxf(x, 0.f);
+    }
+}
+
+// ---- groups
+
+struct InputGroup {
+    u32 row;    // first sorted row
+    u32 shape;  // rows | bits << 16
+};
+
+constexpr int TOP_EXPONENT = 11;  // of a group's largest: room above for sums, and below for the smallest of a group
+
+// One warp a group of at most 128 rows and a token: values[i] is sorted row 4 lane + i of the group.
+__device__ __forceinline__ void store_group(
+    float (&values)[4], u32 group, u32 token, const InputGroup& shape, char* out, u32 num_tokens
+) {
+    const u32 lane = threadIdx.x % 32, rows = shape.shape & 0xffff, bits = shape.shape >> 16;
+    float largest = 0.f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(values[i]));
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
+    // 2^(TOP_EXPONENT - exponent of the largest), exact
+    const int exponent = static_cast<int>(__float_as_uint(largest) >> 23) - 127;
+    const int shift = min(max(TOP_EXPONENT - exponent, -126), 126);
+    const float up = __uint_as_float(static_cast<u32>(127 + shift) << 23);
+    const float down = __uint_as_float(static_cast<u32>(127 - shift) << 23);
+    float start = 0.f;
+    u32 halves[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        float value = values[i] * up;
+        if (bits == 2) {
+            const int power = 2 * ((4 * lane + i) % 8 / 2) + 2;
+            value *= __uint_as_float(static_cast<u32>(127 - power) << 23);
+            halves[i] = to_half(value);
+            start -= low_half(halves[i]) * (1024.f + static_cast<float>(2 << power));
+        } else {
+            halves[i] = to_half(value);
+        }
+    }
+    const u32 header = (8 * num_tokens + 15) / 16 * 16;
+    char* begin = out + static_cast<u64>(group) * header + static_cast<u64>(shape.row) * 2 * num_tokens;
+    if (4 * lane < rows) {
+        const uint2 packed = {halves[0] | halves[1] << 16, halves[2] | halves[3] << 16};
+        *reinterpret_cast<uint2*>(begin + header + 64 * (lane / 8 * num_tokens + token) + 8 * (lane % 8)) = packed;
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) start += __shfl_xor_sync(0xffffffff, start, step);
+    if (lane == 0) reinterpret_cast<float2*>(begin)[token] = {start, down};
+}
+
+// What a lane takes of its warp's group, and where that is in the unsorted row.
+struct Place {
+    InputGroup shape;
+    int4 from;      // features of the lane's four sorted rows
+    bool has_rows;  // of its own
+};
+
+__device__ __forceinline__ Place find_place(const int* order, const InputGroup* groups, u32 group) {
+    const u32 lane = threadIdx.x % 32;
+    Place place = {groups[group], {}, false};
+    place.has_rows = 4 * lane < (place.shape.shape & 0xffff);
+    if (place.has_rows) place.from = *reinterpret_cast<const int4*>(order + place.shape.row + 4 * lane);
+    return place;
+}
+
+// Sorts f(feature) of every feature of the token.
+template <typename F>
+__device__ __forceinline__ void sort(const Place& place, u32 group, u32 token, char* out, u32 num_tokens, F f) {
+    float values[4] = {};
+    if (place.has_rows) {
+        values[0] = f(place.from.x);
+        values[1] = f(place.from.y);
+        values[2] = f(place.from.z);
+        values[3] = f(place.from.w);
+    }
+    store_group(values, group, token, place.shape, out, num_tokens);
+}
