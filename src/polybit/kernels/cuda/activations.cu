@@ -1,4 +1,4 @@
-// Launches that prepare activations for a product (activations.cuh): a warp a group and token.
+// Launches that prepare activations for a product (activations.cuh): sixteen lanes a group and token.
 //
 // IN, WEIGHT: kinds of activations and of a norm's weight (activations.cuh).
 
@@ -10,8 +10,8 @@ typedef Number<WEIGHT>::Type Weight;
 __device__ __forceinline__ float from_in(In x) { return Number<IN>::read(x); }
 __device__ __forceinline__ float from_weight(Weight x) { return Number<WEIGHT>::read(x); }
 
-// Grid (num_groups / 4, num_tokens), 128 threads.
-__device__ __forceinline__ u32 own_group() { return blockIdx.x * 4 + threadIdx.x / 32; }
+// Grid (num_groups / 8, num_tokens), 128 threads.
+__device__ __forceinline__ u32 own_group() { return (blockIdx.x * 128 + threadIdx.x) / GROUP_LANES; }
 
 // Returns when what earlier launches wrote can be read.
 __device__ __forceinline__ Place begin(const int* order, const InputGroup* groups, u32 group, u32 num_groups) {

@@ -48,16 +48,31 @@ struct InputGroup {
 
 constexpr int TOP_EXPONENT = 11;  // of a group's largest: room above for sums, and below for the smallest of a group
 
-// One warp a group of at most 128 rows and a token: values[i] is sorted row 4 lane + i of the group.
+// Sixteen neighbouring lanes take a group, of at most 64 rows as stream.py cuts them, and a token.
+constexpr u32 GROUP_LANES = 16;
+__device__ __forceinline__ u32 group_lane() { return threadIdx.x % GROUP_LANES; }
+
+template <typename F>
+__device__ __forceinline__ float over_group(float x, F combine) {
+    const u32 mask = 0xffffu << (threadIdx.x & 16);  // the other sixteen may be elsewhere
+#pragma unroll
+    for (int step = GROUP_LANES / 2; step > 0; step /= 2) x = combine(x, __shfl_xor_sync(mask, x, step));
+    return x;
+}
+
+__device__ __forceinline__ float sum_over_group(float x) {
+    return over_group(x, [](float a, float b) { return a + b; });
+}
+
+// values[i] is sorted row 4 lane + i of the group.
 __device__ __forceinline__ void store_group(
     float (&values)[4], u32 group, u32 token, const InputGroup& shape, char* out, u32 num_tokens
 ) {
-    const u32 lane = threadIdx.x % 32, rows = shape.shape & 0xffff, bits = shape.shape >> 16;
+    const u32 lane = group_lane(), rows = shape.shape & 0xffff, bits = shape.shape >> 16;
     float largest = 0.f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(values[i]));
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
+    largest = over_group(largest, [](float a, float b) { return fmaxf(a, b); });
     // 2^(TOP_EXPONENT - exponent of the largest), exact
     const int exponent = static_cast<int>(__float_as_uint(largest) >> 23) - 127;
     const int shift = min(max(TOP_EXPONENT - exponent, -126), 126);
@@ -83,12 +98,11 @@ __device__ __forceinline__ void store_group(
         const uint2 packed = {halves[0] | halves[1] << 16, halves[2] | halves[3] << 16};
         *reinterpret_cast<uint2*>(begin + header + 64 * (lane / 8 * num_tokens + token) + 8 * (lane % 8)) = packed;
     }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) start += __shfl_xor_sync(0xffffffff, start, step);
+    start = sum_over_group(start);
     if (lane == 0) reinterpret_cast<float2*>(begin)[token] = {start, down};
 }
 
-// What a lane takes of its warp's group, and where that is in the unsorted row.
+// What a lane takes of its group, and where that is in the unsorted row.
 struct Place {
     InputGroup shape;
     int4 from;      // features of the lane's four sorted rows
@@ -96,7 +110,7 @@ struct Place {
 };
 
 __device__ __forceinline__ Place find_place(const int* order, const InputGroup* groups, u32 group) {
-    const u32 lane = threadIdx.x % 32;
+    const u32 lane = group_lane();
     Place place = {groups[group], {}, false};
     place.has_rows = 4 * lane < (place.shape.shape & 0xffff);
     if (place.has_rows) place.from = *reinterpret_cast<const int4*>(order + place.shape.row + 4 * lane);

@@ -154,7 +154,7 @@ def _sort(name: str, matrix: Streamed, x: Tensor, *arguments: Argument, kind: to
     given, num_rows = matrix.input, x.shape[0]
     out = torch.empty(given.num_bytes(num_rows), dtype=torch.uint8, device=x.device)
     Kernel.get(activations(x.dtype, kind), name, x.device).launch(
-        (-(-given.num_groups // 4), num_rows), 128, given.order, given.groups, out, given.num_groups, num_rows, x,
+        (-(-given.num_groups // 8), num_rows), 128, given.order, given.groups, out, given.num_groups, num_rows, x,
         *arguments, overlap=True,
     )  # fmt: skip
     return out

@@ -1,6 +1,9 @@
 // One product of a few rows (product.cuh): a launch with one thread block a share of the schedule.
 
 #include "overlap.cuh"
+
+constexpr bool RESIDENT = false;
+
 #include "product.cuh"
 
 // x from activations.cu; out and residual [num_tokens, out_stride], residual null: none.
@@ -14,14 +17,17 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) exl2_decode(
     float* sums = reinterpret_cast<float*>(memory + WARPS * RING_BYTES);
     if (ONE) num_tokens = 1;
     const Product product = {stream, runs, tiles, maxima, num_runs, num_tiles};
-    Pipeline pipeline;
-    pipeline.place(memory, barriers);
+    Ring ring;
+    ring.place(memory, barriers);
 
     let_next_grid_start();
-    pipeline.ask_for_weights(product, num_tokens, false);
+    ring.begin(stream, nullptr, product.own_runs(), num_tokens);
+    ring.fill(true, false);
     wait_for_previous_grid();
-    pipeline.ask_for_inputs(product, x, num_tokens);
-    pipeline.multiply(product, sums, num_tokens);
+    ring.begin(stream, x, product.own_runs(), num_tokens);
+    ring.fill(false, true);
+    multiply(ring, product.own_runs(), maxima, 0, sums, num_tokens);
+    __syncthreads();
     const Output output = {out, residual, nullptr, out_stride, out_is_float != 0};
-    finish(product, sums, {meeting_sums, meeting_counters}, output, num_tokens);
+    finish(product.own_tiles(), num_tiles, sums, nullptr, {meeting_sums, meeting_counters}, output, num_tokens);
 }

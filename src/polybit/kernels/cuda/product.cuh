@@ -7,7 +7,7 @@
 // activations.cuh. stream.py describes the bytes and schedule.py who works on which part of them.
 //
 // Compile-time: NT (tiles of 8 activation rows), ONE (there is one row), WARPS (of a thread block), SLOTS (chunks of a
-// warp's ring).
+// warp's ring), and of who includes this: RESIDENT, whether all activations lie in shared memory or come through the ring.
 
 #pragma once
 
@@ -18,7 +18,7 @@ constexpr int LANE_TOKENS = ONE ? 1 : 2;               // rows of the result tha
 constexpr int MAX_TOKENS = ONE ? 1 : 8 * NT;
 constexpr int MAX_TILES = 512;                         // of a thread block
 constexpr int WEIGHT_BYTES = 2048 + 4 * HEADER_BYTES;  // of a chunk: at most four groups, 2048 bytes of blocks
-constexpr int INPUT_BYTES = (64 * MAX_TOKENS + (ONE ? 16 : 8 * MAX_TOKENS)) * MAX_BLOCKS;
+constexpr int INPUT_BYTES = RESIDENT ? 0 : (64 * MAX_TOKENS + (ONE ? 16 : 8 * MAX_TOKENS)) * MAX_BLOCKS;
 constexpr int SLOT_BYTES = WEIGHT_BYTES + INPUT_BYTES;
 constexpr int RING_BYTES = SLOTS * SLOT_BYTES;         // a warp's
 constexpr int SUM_STRIDE = TILE_COLUMNS + 4;           // floats a token; the 4 keep lanes on different banks
@@ -117,13 +117,10 @@ __device__ __forceinline__ void wait_for_copies(u32 barrier, u32 phase) {
 #endif
 }
 
-// For copies that begin again with the ring's first slot; `again`: such barriers are there, and nothing is under way.
-__device__ __forceinline__ void make_barriers(u32 address, bool again) {
+__device__ __forceinline__ void make_barriers(u32 address) {
 #if __CUDA_ARCH__ >= 900
-    __syncwarp();
     const u32 barrier = address + 8 * (threadIdx.x % 32);
     if (threadIdx.x % 32 < SLOTS) {
-        if (again) asm volatile("mbarrier.inval.shared.b64 [%0];" :: "r"(barrier) : "memory");
         asm volatile("mbarrier.init.shared.b64 [%0], 1;" :: "r"(barrier) : "memory");
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -165,18 +162,31 @@ struct Ring {
     u32 phase;
     u32 end;               // of the ring
 
-    __device__ __forceinline__ void begin(
-        const char* weights, const char* x, const Run* runs, u32 tokens, u32 address, u32 barriers
-    ) {
+    // memory: WARPS rings; barriers: of all warps
+    __device__ __forceinline__ void place(const char* memory, const u64* barriers_of_all) {
+        slot = shared_address(memory) + threadIdx.x / 32 * RING_BYTES;
+        end = slot + RING_BYTES;
+        barrier = shared_address(barriers_of_all) + threadIdx.x / 32 * SLOTS * 8;
+        phase = 0;
+        make_barriers(barrier);
+    }
+
+    // Chunk c of a product takes the c-th slot from here on. Slots and phases go on where the product before left them:
+    // a barrier has completed once for each chunk that its slot had.
+    __device__ __forceinline__ void begin(const char* weights, const char* x, const Run* runs, u32 tokens) {
         stream = weights;
         inputs = x;
         num_tokens = tokens;
-        slot = address;
-        end = address + RING_BYTES;
-        barrier = barriers;
-        phase = 0;
         next = runs;
         chunks_left = 0;
+    }
+
+    // Ask for the first chunks' weights, which no launch writes; or for their activations, once these are there.
+    __device__ __forceinline__ void fill(bool want_weights, bool want_inputs) {
+        const u32 kept = phase;
+#pragma unroll 1
+        for (int i = 0; i < SLOTS; ++i, move_on()) request(want_weights, want_inputs);
+        phase = kept;
     }
 
     __device__ __forceinline__ void next_run() {
@@ -188,7 +198,7 @@ struct Ring {
         source = stream + 16ull * run.source;
         input = inputs + (run.group >> 16) * header + (run.block & 0xffff) * 64 * num_tokens;
         bytes = 256 * run_bits(run) * blocks + HEADER_BYTES * groups;
-        input_bytes = 64 * num_tokens * blocks + header * groups;
+        input_bytes = RESIDENT ? 0 : 64 * num_tokens * blocks + header * groups;
     }
 
     // Fill the slot with the next chunk: its weights, its activations (the weights asked for before), or both.
@@ -199,7 +209,7 @@ struct Ring {
                 expect_copies(barrier, bytes + input_bytes);
                 copy<WEIGHT_BYTES>(slot, source, bytes, barrier);
             }
-            if (want_inputs) copy<INPUT_BYTES>(slot + WEIGHT_BYTES, input, input_bytes, barrier);
+            if (!RESIDENT && want_inputs) copy<INPUT_BYTES>(slot + WEIGHT_BYTES, input, input_bytes, barrier);
             source += bytes;
             input += input_bytes;
             --chunks_left;
@@ -356,6 +366,7 @@ __device__ __forceinline__ void add_scaled(
 
 struct Warp {
     const u32* maxima;
+    u32 inputs;  // shared address of all activations, where they are resident
     u32 num_tokens;
     float totals[4][NT][2][LANE_TOKENS];
 
@@ -363,12 +374,14 @@ struct Warp {
     template <int bits, int num_blocks, int num_groups>
     __device__ __forceinline__ void take(const Run& run, Ring& ring) {
         const u32* maximum = maxima + (run.group & 0xffff);
+        u32 x_at = inputs + (run.group >> 16) * input_header(num_tokens) + (run.block & 0xffff) * 64 * num_tokens;
         for (u32 left = run_count(run); left > 0; --left, maximum += num_groups) {
             u32 scale[num_groups];
 #pragma unroll
             for (int g = 0; g < num_groups; ++g) scale[g] = maximum[g];
             ring.await();
-            u32 at = ring.slot, x_at = ring.slot + WEIGHT_BYTES;
+            u32 at = ring.slot;
+            if (!RESIDENT) x_at = ring.slot + WEIGHT_BYTES;
 #pragma unroll
             for (int g = 0; g < num_groups; ++g) {
                 Inputs inputs;
@@ -467,24 +480,24 @@ __device__ __forceinline__ u32 tile_columns(const Tile& tile) { return tile.sums
 __device__ __forceinline__ u32 tile_parts(const Tile& tile) { return tile.parts & 0xff; }
 __device__ __forceinline__ u32 tile_first_slot(const Tile& tile) { return tile.parts >> 8; }
 
-// Add up the warps' sums of every tile: to the output, or to the workspace [slots, 8 NT, 64] where others have a part.
-// Returns whether there is such a tile.
-__device__ __forceinline__ bool add_warps(
-    const Tile* tiles, u32 num_tiles, const float* sums, float* workspace, const Output& output, u32 num_tokens
-) {
-    bool is_shared = false;
+// take(tile, token, column, sum) of every tile's sums over warps.
+template <typename F>
+__device__ __forceinline__ void add_warps(const Tile* tiles, u32 num_tiles, const float* sums, u32 num_tokens, F take) {
     const u32 outputs = num_tokens * TILE_COLUMNS;
     for (u32 i = threadIdx.x; i < num_tiles * outputs; i += 32 * WARPS) {
         const Tile tile = tiles[i / outputs];
         const u32 token = i % outputs / TILE_COLUMNS, column = i % TILE_COLUMNS;
         const u32 first = tile.sums >> 16 & 0xff, count = tile.sums >> 24;
+        if (count == 0) continue;
         float sum = 0.f;
         for (u32 k = first; k < first + count; ++k) sum += sums[(k * num_tokens + token) * SUM_STRIDE + column];
-        if (tile_parts(tile) > 1) workspace[(tile.slot * 8 * NT + token) * TILE_COLUMNS + column] = sum;
-        else if (column < tile_columns(tile)) output.store(token, tile.column + column, sum);
+        take(tile, token, column, sum);
     }
-    for (u32 i = 0; i < num_tiles; ++i) is_shared |= tile_parts(tiles[i]) > 1;
-    return is_shared;
+}
+
+// Of a part of a tile: where it is in the workspace [slots, MAX_TOKENS, 64].
+__device__ __forceinline__ u32 part_place(u32 slot, u32 token, u32 column) {
+    return (slot * MAX_TOKENS + token) * TILE_COLUMNS + column;
 }
 
 // Tiles that several thread blocks have a part of: whoever is last adds the parts up, always in the same order.
@@ -508,9 +521,9 @@ __device__ __noinline__ void add_blocks(
         const Tile tile = tiles[i / outputs];
         const u32 token = i % outputs / TILE_COLUMNS, column = i % TILE_COLUMNS;
         if (column >= tile_columns(tile)) continue;
-        const float* part = workspace + (tile_first_slot(tile) * 8 * NT + token) * TILE_COLUMNS + column;
+        const float* part = workspace + part_place(tile_first_slot(tile), token, column);
         float sum = 0.f;
-        for (u32 p = 0; p < tile_parts(tile); ++p) sum += __ldcg(part + p * 8 * NT * TILE_COLUMNS);
+        for (u32 p = 0; p < tile_parts(tile); ++p) sum += __ldcg(part + p * MAX_TOKENS * TILE_COLUMNS);
         output.store(token, tile.column + column, sum);
     }
 }
@@ -532,59 +545,39 @@ struct Product {
 
 // Where sums of thread blocks meet.
 struct Meeting {
-    float* sums;     // [slots, 8 NT, 64]
+    float* sums;     // [slots, MAX_TOKENS, 64]
     u32* counters;   // one a slot, zero before and after
 };
 
-// A warp's ring and what it lies in.
-struct Pipeline {
-    Ring ring;
-    u32 address, barriers;
-
-    // memory: WARPS rings; barriers: of all warps
-    __device__ __forceinline__ void place(const char* memory, const u64* barriers_of_all) {
-        address = shared_address(memory) + threadIdx.x / 32 * RING_BYTES;
-        barriers = shared_address(barriers_of_all) + threadIdx.x / 32 * SLOTS * 8;
-    }
-
-    // The first chunks' weights, which no launch writes.
-    __device__ __forceinline__ void ask_for_weights(const Product& product, u32 num_tokens, bool again) {
-        make_barriers(barriers, again);
-        ring.begin(product.stream, nullptr, product.own_runs(), num_tokens, address, barriers);
-#pragma unroll 1
-        for (int i = 0; i < SLOTS; ++i, ring.move_on()) ring.request(true, false);
-    }
-
-    // And their activations, once these are there.
-    __device__ __forceinline__ void ask_for_inputs(const Product& product, const char* x, u32 num_tokens) {
-        ring.begin(product.stream, x, product.own_runs(), num_tokens, address, barriers);
-#pragma unroll 1
-        for (int i = 0; i < SLOTS; ++i, ring.move_on()) ring.request(false, true);
-        ring.phase = 0;
-    }
-
-    // sums [sums of warps, num_tokens, SUM_STRIDE]
-    __device__ __forceinline__ void multiply(const Product& product, float* sums, u32 num_tokens) {
-        Warp warp;
-        warp.maxima = product.maxima;
-        warp.num_tokens = num_tokens;
-        warp.clear();
-        const Run* next = product.own_runs();
-        for (Run run = *next; run_count(run) != 0; run = *++next) {
-            warp.take(run, ring);
-            if (!run_ends_tile(run)) continue;
-            warp.store(sums + (run.block >> 16) * num_tokens * SUM_STRIDE);
-            warp.clear();
-        }
-    }
-};
-
-// When all warps have multiplied.
-__device__ __forceinline__ void finish(
-    const Product& product, const float* sums, const Meeting& meeting, const Output& output, u32 num_tokens
+// The warp's part of it, to sums [sums of warps, num_tokens, SUM_STRIDE]. inputs: as Warp's.
+__device__ __forceinline__ void multiply(
+    Ring& ring, const Run* runs, const u32* maxima, u32 inputs, float* sums, u32 num_tokens
 ) {
-    __syncthreads();
-    if (add_warps(product.own_tiles(), product.num_tiles, sums, meeting.sums, output, num_tokens)) {
-        add_blocks(product.own_tiles(), product.num_tiles, meeting.sums, meeting.counters, output, num_tokens);
+    Warp warp;
+    warp.maxima = maxima;
+    warp.inputs = inputs;
+    warp.num_tokens = num_tokens;
+    warp.clear();
+    for (Run run = *runs; run_count(run) != 0; run = *++runs) {
+        warp.take(run, ring);
+        if (!run_ends_tile(run)) continue;
+        warp.store(sums + (run.block >> 16) * num_tokens * SUM_STRIDE);
+        warp.clear();
     }
+}
+
+// When all warps have multiplied: tiles to the output, or to the workspace where others have a part; then whoever is last.
+// factors: of each token's sums; null: none
+__device__ __forceinline__ void finish(
+    const Tile* tiles, u32 num_tiles, const float* sums, const float* factors, const Meeting& meeting,
+    const Output& output, u32 num_tokens
+) {
+    bool is_shared = false;
+    for (u32 i = 0; i < num_tiles; ++i) is_shared |= tile_parts(tiles[i]) > 1;
+    add_warps(tiles, num_tiles, sums, num_tokens, [&](const Tile& tile, u32 token, u32 column, float sum) {
+        if (factors != nullptr) sum *= factors[token];
+        if (tile_parts(tile) > 1) meeting.sums[part_place(tile.slot, token, column)] = sum;
+        else if (column < tile_columns(tile)) output.store(token, tile.column + column, sum);
+    });
+    if (is_shared) add_blocks(tiles, num_tiles, meeting.sums, meeting.counters, output, num_tokens);
 }

@@ -87,9 +87,13 @@ class Schedule:
 
 
 def make_schedule(
-    shapes: Sequence[Shape], row_blocks: Sequence[int], input_groups: Sequence[int], warps: Warps, num_blocks: int
-) -> Schedule:
-    """`row_blocks`, `input_groups`: where each matrix's activations begin, in blocks of 32 rows and in groups."""
+    shapes: Sequence[Shape], row_blocks: Sequence[int], input_groups: Sequence[int], warps: Warps, num_blocks: int,
+    least_parts: int = 2,
+) -> Schedule:  # fmt: skip
+    """`row_blocks`, `input_groups`: where each matrix's activations begin, in blocks of 32 rows and in groups.
+
+    least_parts: tiles of so many parts or more have slots for them.
+    """
     work = _divide(shapes, warps, num_blocks)
     writer = _Tables(shapes, row_blocks, input_groups, warps)
     written = [writer.block(rows) for rows in work]
@@ -97,9 +101,9 @@ def make_schedule(
         runs=_padded([warp for block in written for warp in block.runs], 1).reshape(
             len(work), -1, writer.longest + 1, 4
         ),
-        tiles=_padded(_with_slots([block.tiles for block in written]), 0),
+        tiles=_padded(_with_slots([block.tiles for block in written], least_parts), 0),
         num_sums=max(block.num_sums for block in written),
-        num_slots=_num_slots([block.tiles for block in written]),
+        num_slots=_num_slots([block.tiles for block in written], least_parts),
         most_parts=max(_counts([block.tiles for block in written]).values()),
     )
 
@@ -229,13 +233,15 @@ class _Tables:
         return [*placed[:-1], (source, shape | ENDS_TILE, group, row)]
 
 
-def _with_slots(blocks: Sequence[Sequence[tuple[int, int, int, tuple[int, int]]]]) -> list[list[Words]]:
-    """Tiles that several thread blocks share get neighbouring slots for their parts."""
+def _with_slots(
+    blocks: Sequence[Sequence[tuple[int, int, int, tuple[int, int]]]], least_parts: int
+) -> list[list[Words]]:
+    """Parts of a tile get neighbouring slots."""
     counts = _counts(blocks)
     firsts, used = dict[tuple[int, int], int](), 0
     for tile, count in counts.items():
         firsts[tile] = used
-        used += count if count > 1 else 0
+        used += count if count >= least_parts else 0
     taken, out = dict.fromkeys(counts, 0), list[list[Words]]()
     for block in blocks:
         out.append([])
@@ -245,8 +251,8 @@ def _with_slots(blocks: Sequence[Sequence[tuple[int, int, int, tuple[int, int]]]
     return out
 
 
-def _num_slots(blocks: Sequence[Sequence[tuple[int, int, int, tuple[int, int]]]]) -> int:
-    return sum(count for count in _counts(blocks).values() if count > 1)
+def _num_slots(blocks: Sequence[Sequence[tuple[int, int, int, tuple[int, int]]]], least_parts: int) -> int:
+    return sum(count for count in _counts(blocks).values() if count >= least_parts)
 
 
 def _counts(blocks: Sequence[Sequence[tuple[int, int, int, tuple[int, int]]]]) -> dict[tuple[int, int], int]:
