@@ -94,10 +94,12 @@ struct Gathering {
     }
 };
 
-// The copy engine is another proxy: what this thread may read by now, copies that it starts after this may read too.
+// The copy engine is another proxy: what this thread may read by now, copies that it starts after this may read too. The
+// first lane of a warp starts them all. Nothing is due the other way: what copies have read, they have announced to the
+// warp before its thread block arrives, and only after that does anybody write there again.
 __device__ __forceinline__ void let_copies_see() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("fence.proxy.async;" ::: "memory");
+    if (threadIdx.x % 32 == 0) asm volatile("fence.proxy.async.global;" ::: "memory");
 #endif
 }
 
