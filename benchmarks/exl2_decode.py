@@ -122,4 +122,5 @@ def main() -> None:
         args.json.write_text(json.dumps({"device": card, "read_gb_s": bandwidth / 1e9, "rows": rows}, indent=1))
 
 
-main()
+if __name__ == "__main__":
+    main()
