@@ -8,8 +8,10 @@ pytest.importorskip("triton")
 
 from polybit.errors import KernelError
 from polybit.kernels.cuda import compile as compiling
+from polybit.kernels.cuda import gather
 from polybit.kernels.cuda.compile import Build, compile_cubin
 from polybit.kernels.cuda.decode import KINDS, activations, form_for
+from polybit.kernels.cuda.streamed import DENSE, HALF
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -29,6 +31,13 @@ def test_products_of_several_rows(architecture, rows) -> None:
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_120"])
 def test_streams_and_activations(architecture) -> None:
     builds = [Build("exl2_stream.cu"), *(activations(kind, torch.bfloat16) for kind in KINDS)]
+    assert all(len(compile_cubin(build, architecture)) > 1000 for build in builds)
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_120"])
+@pytest.mark.parametrize("dtype", HALF)
+def test_prompts(architecture, dtype) -> None:
+    builds = [DENSE[dtype], gather.build(torch.float32, dtype, dtype, 2), gather.build(dtype, dtype, dtype, 1)]
     assert all(len(compile_cubin(build, architecture)) > 1000 for build in builds)
 
 

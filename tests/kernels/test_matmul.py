@@ -131,6 +131,18 @@ def test_rows_of_a_wider_matrix_are_multiplied(backend, device, random) -> None:
     assert_close(product, wide[:, :128].cpu().double() @ exl2.dequantize(tensor).double(), "matmul")
 
 
+@pytest.mark.parametrize("rows", [3, 71])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("groups", [[(4, 576)], [(5, 96), (3, 1280)], [(8, 32), (6, 32), (2, 2016)]], ids=str)
+def test_awkward_sizes(backend, device, random, rows, kind, groups) -> None:
+    tensor = random_exl2(groups, 224, random)
+    matrix = backend.prepare_exl2(tensor, 1.0, device, kind, False)
+    expected = exl2.dequantize(tensor).to(kind)
+    x = torch.randn(rows, tensor.in_features + 1, generator=random).to(kind)[:, 1:]  # rows that begin anywhere
+    assert torch.equal(backend.dequantize(matrix).cpu(), expected)
+    assert_close(backend.matmul(x.to(device), matrix), x.double() @ expected.double(), "matmul")
+
+
 def test_dense_matmul(backend, device, dtype, random) -> None:
     weight = torch.randn(33, 48, generator=random)
     x = torch.randn(3, 48, generator=random).to(device, dtype)

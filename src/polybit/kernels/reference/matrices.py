@@ -62,9 +62,9 @@ class PackedMatrix:
         return self.tensor.num_bytes
 
 
-def column_parts(in_features: int, out_features: int, step: int = COLUMN_STEP, times: int = 1) -> list[tuple[int, int]]:
-    """Start and stop of the columns that are dequantized at once: `times` MAX_WORK_WEIGHTS at most, or `step`."""
-    width = max(step, times * MAX_WORK_WEIGHTS // in_features // step * step)
+def column_parts(in_features: int, out_features: int) -> list[tuple[int, int]]:
+    """Start and stop of the columns that are dequantized at once: MAX_WORK_WEIGHTS at most, or COLUMN_STEP."""
+    width = max(COLUMN_STEP, MAX_WORK_WEIGHTS // in_features // COLUMN_STEP * COLUMN_STEP)
     return [(start, min(start + width, out_features)) for start in range(0, out_features, width)]
 
 
