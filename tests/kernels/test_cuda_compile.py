@@ -18,14 +18,14 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_products_of_one_row(architecture) -> None:
-    assert len(compile_cubin(form_for(1).build(16, out_float=False), architecture)) > 1000
+    assert len(compile_cubin(form_for(1).build(16), architecture)) > 1000
 
 
 @pytest.mark.parametrize("rows", [2, 9])
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
 def test_products_of_several_rows(architecture, rows) -> None:
     form = form_for(rows)
-    assert len(compile_cubin(form.build(form.most_warps, out_float=True), architecture)) > 1000
+    assert len(compile_cubin(form.build(form.most_warps), architecture)) > 1000
 
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_120"])

@@ -6,7 +6,6 @@ input's dtype unless they say otherwise.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, device, dtype
@@ -35,45 +34,6 @@ class Matrix(Protocol):
         """Device memory held."""
 
 
-@dataclass(frozen=True, eq=False)
-class Norm:
-    """rms_norm of the residual stream."""
-
-    weight: Tensor
-    eps: float
-    offset: float
-
-
-@dataclass(frozen=True)
-class Gate:
-    """gated_activate of both halves of what the link before gave."""
-
-    activation: Activation
-
-
-@dataclass(frozen=True, eq=False)
-class Link:
-    """One product of a chain. Its input is the norm's, the gate's, or else what the link before gave as it is."""
-
-    matrix: Matrix
-    bias: Tensor | None  # [N]
-    start: Norm | Gate | None
-    adds: bool  # to the residual stream
-
-
-class Chain(Protocol):
-    """Products that follow one another, for steps of few rows."""
-
-    @property
-    def max_rows(self) -> int: ...
-
-    def __call__(self, first: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """first [T, K] the first link's input, x [T, E] the residual stream, T at most max_rows.
-
-        -> the stream with what the links added, and the last link's output [T, N].
-        """
-
-
 class Backend(Protocol):
     """Every op that a forward pass needs. A backend that lacks one re-exports it from `reference`, visibly."""
 
@@ -93,9 +53,6 @@ class Backend(Protocol):
 
     def join(self, matrices: Sequence[Matrix]) -> Matrix | None:
         """One matrix for several of one input, whose outputs follow one another; None where nothing is gained by it."""
-
-    def chain(self, links: Sequence[Link]) -> Chain | None:
-        """One launch for products that follow one another; None where there is none, or nothing is gained by it."""
 
     def matmul(self, x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
         """x [T, K] -> [T, N] in x's dtype; with a residual [T, N], their sum in the residual's."""

@@ -1,14 +1,14 @@
 // Launches that prepare activations for a product (activations.cuh): sixteen lanes a group and token.
 //
-// IN, WEIGHT: kinds of activations and of a norm's weight (activations.cuh).
+// IN, WEIGHT: types of activations and of a norm's weight, as in numbers.cuh.
 
 #include "activations.cuh"
 #include "overlap.cuh"
 
 typedef Number<IN>::Type In;
 typedef Number<WEIGHT>::Type Weight;
-__device__ __forceinline__ float from_in(In x) { return Number<IN>::read(x); }
-__device__ __forceinline__ float from_weight(Weight x) { return Number<WEIGHT>::read(x); }
+__device__ __forceinline__ float from_in(In x) { return read_one<IN>(x); }
+__device__ __forceinline__ float from_weight(Weight x) { return read_one<WEIGHT>(x); }
 
 // Grid (num_groups / 8, num_tokens), 128 threads.
 __device__ __forceinline__ u32 own_group() { return (blockIdx.x * 128 + threadIdx.x) / GROUP_LANES; }
@@ -52,7 +52,7 @@ extern "C" __global__ void norm_sort_rows(
     });
 }
 
-// The same of act(gate) * up, both [num_tokens, stride]; activation as in decode.py: ACTIVATIONS.
+// The same of act(gate) * up, both [num_tokens, stride]; activation as in activate.cuh.
 extern "C" __global__ void gated_sort_rows(
     const int* order, const InputGroup* groups, char* out, u32 num_groups, u32 num_tokens, const In* gate,
     u32 gate_stride, const In* up, u32 up_stride, u32 activation

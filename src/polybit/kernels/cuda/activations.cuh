@@ -4,42 +4,8 @@
 
 #pragma once
 
-#include "unpack.cuh"
-
-// ---- numbers by kind: 0 fp16, 1 bf16, 2 fp32
-
-template <int kind>
-struct Number;
-
-template <>
-struct Number<0> {
-    typedef u16 Type;
-    static __device__ __forceinline__ float read(u16 x) { return low_half(x); }
-};
-
-template <>
-struct Number<1> {
-    typedef u16 Type;
-    static __device__ __forceinline__ float read(u16 x) { return __uint_as_float(static_cast<u32>(x) << 16); }
-};
-
-template <>
-struct Number<2> {
-    typedef float Type;
-    static __device__ __forceinline__ float read(float x) { return x; }
-};
-
-// act(x); activation as in decode.py: ACTIVATIONS
-__device__ __forceinline__ float activate(float x, u32 activation) {
-    switch (activation) {
-        case 0: return x / (1.f + expf(-x));
-        case 1: return 0.5f * x * (1.f + erff(x * 0.70710678118654752f));
-        case 2: return 0.5f * x * (1.f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-        default: return fmaxf(x, 0.f);
-    }
-}
-
-// ---- groups
+#include "activate.cuh"
+#include "numbers.cuh"
 
 struct InputGroup {
     u32 row;    // first sorted row

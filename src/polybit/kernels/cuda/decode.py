@@ -20,7 +20,7 @@ MAX_ROWS = 64  # more rows are better served by dequantizing
 ROWS_AT_ONCE = 16
 
 WEIGHT_BYTES = 2176  # of a chunk in the ring
-SLOTS = 3  # chunks of a warp's ring: enough bytes under way for one product
+SLOTS = 3  # chunks of a warp's ring
 SUM_BYTES = 4 * (TILE_COLUMNS + 4)  # of a row's sums over one tile
 STATIC_BYTES = 6144  # shared memory that the kernel declares itself, and what the driver keeps
 KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
@@ -49,16 +49,13 @@ class Form:
     def most_rows(self) -> int:
         return 1 if self.one else 8 * self.row_tiles
 
-    def shared_bytes(self, warps: int, num_sums: int, slots: int = SLOTS) -> int:
+    def shared_bytes(self, warps: int, num_sums: int) -> int:
         """Of a thread block: its warps' rings, and their sums."""
-        return warps * slots * self.slot_bytes + num_sums * self.most_rows * SUM_BYTES
+        return warps * SLOTS * self.slot_bytes + num_sums * self.most_rows * SUM_BYTES
 
     def build(self, warps: int) -> Build:
-        return Build.of("exl2_decode.cu", self.macros(warps))
-
-    def macros(self, warps: int, slots: int = SLOTS) -> dict[str, int]:
-        """What product.cuh is compiled with."""
-        return {"NT": self.row_tiles, "ONE": int(self.one), "WARPS": warps, "SLOTS": slots}
+        macros = {"NT": self.row_tiles, "ONE": int(self.one), "WARPS": warps, "SLOTS": SLOTS}
+        return Build.of("exl2_decode.cu", macros)
 
 
 def form_for(rows: int) -> Form:
@@ -84,7 +81,6 @@ class Workspace:
 
     sums: Tensor  # [places, 16, 64] fp32
     counters: Tensor  # zero between launches
-    meeting: Tensor  # [1] int32, of a chain's thread blocks
 
 
 Sort = Callable[[slice], Tensor]  # some rows of the activations -> as the kernel reads them
@@ -141,7 +137,7 @@ def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -
     num_rows, given, device = out.shape[0], matrix.input, out.device
     form = form_for(num_rows)
     plan = _plan(form, matrix.shapes, given.row_blocks, given.first_groups, device)
-    space = workspace(device)
+    space = _workspace(device)
     Kernel.get(form.build(plan.warps), "exl2_decode", device).launch(
         (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima, x, out, residual,
         space.sums, space.counters, plan.runs.shape[-2], plan.tiles.shape[1], num_rows, out.shape[1],
@@ -171,7 +167,7 @@ def _plan(
 ) -> Plan:  # fmt: skip
     """The fewest thread blocks, and then the most warps, whose rings and sums fit into shared memory."""
     properties = torch.cuda.get_device_properties(device)
-    limit, num_places = shared_memory(device.index) - STATIC_BYTES, len(workspace(device).counters)
+    limit, num_places = shared_memory(device.index) - STATIC_BYTES, len(_workspace(device).counters)
     found = choose(form, shapes, row_blocks, first_groups, properties.multi_processor_count, limit, num_places)
     if found is None:
         raise KernelError(
@@ -198,7 +194,7 @@ def choose(
             least = max(1, sum(shape.num_tiles for shape in shapes) // (waves * num_processors))
             if warps > form.most_warps or form.shared_bytes(warps, least) > shared_limit:
                 continue
-            split = Warps(1, warps, form.max_chunk)
+            split = Warps(warps, form.max_chunk)
             schedule = make_schedule(shapes, row_blocks, first_groups, split, waves * num_processors)
             fits = form.shared_bytes(warps, schedule.num_sums) <= shared_limit and schedule.num_slots <= num_places
             if fits and schedule.fits_tables:
@@ -207,10 +203,9 @@ def choose(
 
 
 @cache
-def workspace(device: torch.device) -> Workspace:
+def _workspace(device: torch.device) -> Workspace:
     slots = 4 * 16 * torch.cuda.get_device_properties(device).multi_processor_count
     return Workspace(
         sums=torch.empty(slots, ROWS_AT_ONCE, TILE_COLUMNS, device=device),
         counters=torch.zeros(slots, dtype=torch.int32, device=device),
-        meeting=torch.zeros(1, dtype=torch.int32, device=device),
     )

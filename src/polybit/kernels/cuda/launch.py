@@ -31,20 +31,13 @@ class Kernel:
         return Kernel(build, name, device)
 
     def launch(
-        self,
-        grid: tuple[int, ...],
-        threads: int,
-        *arguments: Argument,
-        shared_bytes: int = 0,
-        overlap: bool = False,
-        together: bool = False,
+        self, grid: tuple[int, ...], threads: int, *arguments: Argument, shared_bytes: int = 0, overlap: bool = False
     ) -> None:
         """Tensors go as pointers, None as a null pointer, plain integers as unsigned ones of 32 bits.
 
         overlap: the kernel waits for the launch before it itself (`overlap.cuh`), and may start earlier.
-        together: its thread blocks wait for each other, so all of them must run at once (a cooperative launch).
         """
-        config = _config(grid, threads, shared_bytes, overlap and self._can_overlap, together)
+        config = _config(grid, threads, shared_bytes, overlap and self._can_overlap)
         stream = _stream(self._device, torch.cuda.current_stream(self._device).cuda_stream)
         core.launch(stream, config, self._kernel, *map(_argument, arguments))
 
@@ -58,13 +51,9 @@ def _argument(value: Argument) -> Any:
 
 
 @cache
-def _config(grid: tuple[int, ...], threads: int, shared_bytes: int, overlap: bool, together: bool) -> Any:
+def _config(grid: tuple[int, ...], threads: int, shared_bytes: int, overlap: bool) -> Any:
     return core.LaunchConfig(
-        grid=grid,
-        block=threads,
-        shmem_size=shared_bytes,
-        programmatic_stream_serialization=overlap,
-        is_cooperative=together,
+        grid=grid, block=threads, shmem_size=shared_bytes, programmatic_stream_serialization=overlap
     )
 
 

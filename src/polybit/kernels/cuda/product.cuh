@@ -1,13 +1,13 @@
 // Products of a few activation rows with streamed low-bit matrices: what a thread block does of one.
 //
-//   out[t, n] = sum_k x[t, k] * v[k, n] * scale[group(k), n]  (+ bias[n]) (+ residual[t, n])
+//   out[t, n] = sum_k x[t, k] * v[k, n] * scale[group(k), n]  (+ residual[t, n])
 //
 // with v = q - 2^(bits - 1), products accumulated in fp32 per group and scaled there (format sections 3, 4). Weights are
 // the A operand of m16n8k16, straight from registers: 16 output columns by 16 input rows; activations are B, prepared by
 // activations.cuh. stream.py describes the bytes and schedule.py who works on which part of them.
 //
 // Compile-time: NT (tiles of 8 activation rows), ONE (there is one row), WARPS (of a thread block), SLOTS (chunks of a
-// warp's ring), and of who includes this: RESIDENT, whether all activations lie in shared memory or come through the ring.
+// warp's ring).
 
 #pragma once
 
@@ -18,7 +18,7 @@ constexpr int LANE_TOKENS = ONE ? 1 : 2;               // rows of the result tha
 constexpr int MAX_TOKENS = ONE ? 1 : 8 * NT;
 constexpr int MAX_TILES = 512;                         // of a thread block
 constexpr int WEIGHT_BYTES = 2048 + 4 * HEADER_BYTES;  // of a chunk: at most four groups, 2048 bytes of blocks
-constexpr int INPUT_BYTES = RESIDENT ? 0 : (64 * MAX_TOKENS + (ONE ? 16 : 8 * MAX_TOKENS)) * MAX_BLOCKS;
+constexpr int INPUT_BYTES = (64 * MAX_TOKENS + (ONE ? 16 : 8 * MAX_TOKENS)) * MAX_BLOCKS;
 constexpr int SLOT_BYTES = WEIGHT_BYTES + INPUT_BYTES;
 constexpr int RING_BYTES = SLOTS * SLOT_BYTES;         // a warp's
 constexpr int SUM_STRIDE = TILE_COLUMNS + 4;           // floats a token; the 4 keep lanes on different banks
@@ -151,12 +151,12 @@ __device__ __forceinline__ u32 load1(u32 address) {
 struct Ring {
     const char* stream;
     const char* inputs;
+    u32 num_tokens;
     const Run* next;       // run to be requested
     const char* source;    // of the next chunk's weights
     const char* input;     // of its activations
     u32 chunks_left;       // of the run being requested
     u32 bytes, input_bytes;  // of a chunk
-    u32 num_tokens;
     u32 slot;              // shared address of the chunk to be read
     u32 barrier;           // of that slot
     u32 phase;
@@ -167,26 +167,16 @@ struct Ring {
         slot = shared_address(memory) + threadIdx.x / 32 * RING_BYTES;
         end = slot + RING_BYTES;
         barrier = shared_address(barriers_of_all) + threadIdx.x / 32 * SLOTS * 8;
-        phase = 0;
         make_barriers(barrier);
     }
 
-    // Chunk c of a product takes the c-th slot from here on. Slots and phases go on where the product before left them:
-    // a barrier has completed once for each chunk that its slot had.
-    __device__ __forceinline__ void begin(const char* weights, const char* x, const Run* runs, u32 tokens) {
-        stream = weights;
-        inputs = x;
-        num_tokens = tokens;
+    // Ask for the first chunks of `runs`: their weights, which no launch writes, or their activations.
+    __device__ __forceinline__ void fill(const Run* runs, bool want_weights, bool want_inputs) {
         next = runs;
         chunks_left = 0;
-    }
-
-    // Ask for the first chunks' weights, which no launch writes; or for their activations, once these are there.
-    __device__ __forceinline__ void fill(bool want_weights, bool want_inputs) {
-        const u32 kept = phase;
 #pragma unroll 1
         for (int i = 0; i < SLOTS; ++i, move_on()) request(want_weights, want_inputs);
-        phase = kept;
+        phase = 0;
     }
 
     __device__ __forceinline__ void next_run() {
@@ -198,7 +188,7 @@ struct Ring {
         source = stream + 16ull * run.source;
         input = inputs + (run.group >> 16) * header + (run.block & 0xffff) * 64 * num_tokens;
         bytes = 256 * run_bits(run) * blocks + HEADER_BYTES * groups;
-        input_bytes = RESIDENT ? 0 : 64 * num_tokens * blocks + header * groups;
+        input_bytes = 64 * num_tokens * blocks + header * groups;
     }
 
     // Fill the slot with the next chunk: its weights, its activations (the weights asked for before), or both.
@@ -209,7 +199,7 @@ struct Ring {
                 expect_copies(barrier, bytes + input_bytes);
                 copy<WEIGHT_BYTES>(slot, source, bytes, barrier);
             }
-            if (!RESIDENT && want_inputs) copy<INPUT_BYTES>(slot + WEIGHT_BYTES, input, input_bytes, barrier);
+            if (want_inputs) copy<INPUT_BYTES>(slot + WEIGHT_BYTES, input, input_bytes, barrier);
             source += bytes;
             input += input_bytes;
             --chunks_left;
@@ -366,7 +356,6 @@ __device__ __forceinline__ void add_scaled(
 
 struct Warp {
     const u32* maxima;
-    u32 inputs;  // shared address of all activations, where they are resident
     u32 num_tokens;
     float totals[4][NT][2][LANE_TOKENS];
 
@@ -374,14 +363,12 @@ struct Warp {
     template <int bits, int num_blocks, int num_groups>
     __device__ __forceinline__ void take(const Run& run, Ring& ring) {
         const u32* maximum = maxima + (run.group & 0xffff);
-        u32 x_at = inputs + (run.group >> 16) * input_header(num_tokens) + (run.block & 0xffff) * 64 * num_tokens;
         for (u32 left = run_count(run); left > 0; --left, maximum += num_groups) {
             u32 scale[num_groups];
 #pragma unroll
             for (int g = 0; g < num_groups; ++g) scale[g] = maximum[g];
             ring.await();
-            u32 at = ring.slot;
-            if (!RESIDENT) x_at = ring.slot + WEIGHT_BYTES;
+            u32 at = ring.slot, x_at = ring.slot + WEIGHT_BYTES;
 #pragma unroll
             for (int g = 0; g < num_groups; ++g) {
                 Inputs inputs;
@@ -459,13 +446,11 @@ struct Warp {
 struct Output {
     void* out;             // [num_tokens, stride], fp32 or fp16
     const void* residual;  // likewise; null: none
-    const u16* bias;       // [stride] fp16; null: none
     u32 stride;
     bool is_float;
 
     __device__ __forceinline__ void store(u32 token, u32 column, float sum) const {
         const u64 place = static_cast<u64>(token) * stride + column;
-        if (bias != nullptr) sum += low_half(bias[column]);
         if (is_float) {
             if (residual != nullptr) sum += static_cast<const float*>(residual)[place];
             static_cast<float*>(out)[place] = sum;
@@ -480,24 +465,29 @@ __device__ __forceinline__ u32 tile_columns(const Tile& tile) { return tile.sums
 __device__ __forceinline__ u32 tile_parts(const Tile& tile) { return tile.parts & 0xff; }
 __device__ __forceinline__ u32 tile_first_slot(const Tile& tile) { return tile.parts >> 8; }
 
-// take(tile, token, column, sum) of every tile's sums over warps.
-template <typename F>
-__device__ __forceinline__ void add_warps(const Tile* tiles, u32 num_tiles, const float* sums, u32 num_tokens, F take) {
+// Of a part of a tile: where it is in the workspace [slots, MAX_TOKENS, 64].
+__device__ __forceinline__ u32 part_place(u32 slot, u32 token, u32 column) {
+    return (slot * MAX_TOKENS + token) * TILE_COLUMNS + column;
+}
+
+// Adds up the warps' sums of every tile: to the output, or to the workspace where other thread blocks have a part.
+// Returns whether there is such a tile.
+__device__ __forceinline__ bool add_warps(
+    const Tile* tiles, u32 num_tiles, const float* sums, float* workspace, const Output& output, u32 num_tokens
+) {
+    bool is_shared = false;
     const u32 outputs = num_tokens * TILE_COLUMNS;
     for (u32 i = threadIdx.x; i < num_tiles * outputs; i += 32 * WARPS) {
         const Tile tile = tiles[i / outputs];
         const u32 token = i % outputs / TILE_COLUMNS, column = i % TILE_COLUMNS;
         const u32 first = tile.sums >> 16 & 0xff, count = tile.sums >> 24;
-        if (count == 0) continue;
         float sum = 0.f;
         for (u32 k = first; k < first + count; ++k) sum += sums[(k * num_tokens + token) * SUM_STRIDE + column];
-        take(tile, token, column, sum);
+        if (tile_parts(tile) > 1) workspace[part_place(tile.slot, token, column)] = sum;
+        else if (column < tile_columns(tile)) output.store(token, tile.column + column, sum);
     }
-}
-
-// Of a part of a tile: where it is in the workspace [slots, MAX_TOKENS, 64].
-__device__ __forceinline__ u32 part_place(u32 slot, u32 token, u32 column) {
-    return (slot * MAX_TOKENS + token) * TILE_COLUMNS + column;
+    for (u32 i = 0; i < num_tiles; ++i) is_shared |= tile_parts(tiles[i]) > 1;
+    return is_shared;
 }
 
 // Tiles that several thread blocks have a part of: whoever is last adds the parts up, always in the same order.
@@ -528,10 +518,9 @@ __device__ __noinline__ void add_blocks(
     }
 }
 
-// ---- a thread block's part of one product
+// ---- a thread block's part
 
 struct Product {
-    const char* stream;
     const Run* runs;      // [blocks, WARPS, num_runs], the last of each warp empty
     const Tile* tiles;    // [blocks, num_tiles]
     const u32* maxima;    // [groups] half2 of each group's over 256
@@ -543,21 +532,13 @@ struct Product {
     __device__ __forceinline__ const Tile* own_tiles() const { return tiles + blockIdx.x * num_tiles; }
 };
 
-// Where sums of thread blocks meet.
-struct Meeting {
-    float* sums;     // [slots, MAX_TOKENS, 64]
-    u32* counters;   // one a slot, zero before and after
-};
-
-// The warp's part of it, to sums [sums of warps, num_tokens, SUM_STRIDE]. inputs: as Warp's.
-__device__ __forceinline__ void multiply(
-    Ring& ring, const Run* runs, const u32* maxima, u32 inputs, float* sums, u32 num_tokens
-) {
+// The warp's part of it, to sums [sums of warps, num_tokens, SUM_STRIDE].
+__device__ __forceinline__ void multiply(const Product& product, Ring& ring, float* sums, u32 num_tokens) {
     Warp warp;
-    warp.maxima = maxima;
-    warp.inputs = inputs;
+    warp.maxima = product.maxima;
     warp.num_tokens = num_tokens;
     warp.clear();
+    const Run* runs = product.own_runs();
     for (Run run = *runs; run_count(run) != 0; run = *++runs) {
         warp.take(run, ring);
         if (!run_ends_tile(run)) continue;
@@ -566,18 +547,12 @@ __device__ __forceinline__ void multiply(
     }
 }
 
-// When all warps have multiplied: tiles to the output, or to the workspace where others have a part; then whoever is last.
-// factors: of each token's sums; null: none
+// When all warps have multiplied. workspace [slots, MAX_TOKENS, 64]; counters: one a slot, zero before and after.
 __device__ __forceinline__ void finish(
-    const Tile* tiles, u32 num_tiles, const float* sums, const float* factors, const Meeting& meeting,
-    const Output& output, u32 num_tokens
+    const Product& product, const float* sums, float* workspace, u32* counters, const Output& output, u32 num_tokens
 ) {
-    bool is_shared = false;
-    for (u32 i = 0; i < num_tiles; ++i) is_shared |= tile_parts(tiles[i]) > 1;
-    add_warps(tiles, num_tiles, sums, num_tokens, [&](const Tile& tile, u32 token, u32 column, float sum) {
-        if (factors != nullptr) sum *= factors[token];
-        if (tile_parts(tile) > 1) meeting.sums[part_place(tile.slot, token, column)] = sum;
-        else if (column < tile_columns(tile)) output.store(token, tile.column + column, sum);
-    });
-    if (is_shared) add_blocks(tiles, num_tiles, meeting.sums, meeting.counters, output, num_tokens);
+    const Tile* tiles = product.own_tiles();
+    if (add_warps(tiles, product.num_tiles, sums, workspace, output, num_tokens)) {
+        add_blocks(tiles, product.num_tiles, workspace, counters, output, num_tokens);
+    }
 }
