@@ -124,6 +124,7 @@ if __name__ == "__main__":
     architecture = int(sys.argv[1])
     JITFunction.run = compile_for(GPUTarget("cuda", architecture, 32))
     sys.modules["polybit.kernels.triton.attention"].shared_bytes = lambda device: SHARED[architecture]
+    sys.modules["polybit.kernels.triton.decode_attention"].can_overlap = lambda device: architecture >= 90
     small_ops()
     attention()
     decode_attention()

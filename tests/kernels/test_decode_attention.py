@@ -1,6 +1,7 @@
 """A decode step's attention against its parts in float64: norms, rope, the loop over keys, and what stands in pages."""
 
 import math
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -68,6 +69,16 @@ def test_a_step_whose_sequences_divide_their_keys_differently(backend, device, r
     """The same memory serves launches of one and of many programs a head, one after another."""
     for lengths in ((1000,), (1,), (260, 900, 1), (1000,)):
         _check(backend, device, torch.float16, random, Case(lengths, heads=(2, 1), page=256, rotated=16))
+
+
+@pytest.mark.parametrize("heads", [(4, 1), (6, 2)])
+def test_many_parts_are_joined_in_rounds(backend, device, random, monkeypatch, heads) -> None:
+    if backend.NAME == "reference":
+        pytest.skip("it divides nothing")
+    module = sys.modules[backend.decode_attention.__module__]
+    monkeypatch.setattr(module, "num_processors", lambda device: 40)
+    monkeypatch.setattr(module, "JOINED_ELEMENTS", 4 * 4 * 16)
+    _check(backend, device, torch.float32, random, Case((1300, 1, 200), heads=heads, page=256, rotated=16))
 
 
 def test_gives_the_same_bits_every_time(backend, device, random) -> None:

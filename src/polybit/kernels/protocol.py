@@ -156,4 +156,6 @@ class Backend(Protocol):
 
         q [S, Hq, D], k and v [S, Hkv, D] belong to the last token of each sequence, at position lengths[s] - 1, and are
         neither normed nor turned; its key and value are stored in its page. -> [S, Hq, D]
+
+        Nothing else that it reads may come from the launch right before it, which may still be at work.
         """

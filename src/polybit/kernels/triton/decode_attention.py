@@ -4,6 +4,8 @@ A program takes the heads that share a key head, norms and turns them in registe
 sequence's keys, the next one on its way while it works on one (online softmax, arXiv 2205.14135). Chunks are dealt out
 among programs. The last of them also stores the new key and value, which nobody reads back from their page; whoever
 finishes last joins what all have found, in a fixed order. Logits are kept in units of log2.
+
+Where cards can, it starts while the launch before it still works, and reads the first of the older keys and values.
 """
 
 import functools
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from polybit.kernels.protocol import HeadNorm, Rotation
 from polybit.kernels.triton.attention import LOG2_E, capped
-from polybit.kernels.triton.reduction import MAX_SUMS, arrives_last, counters, num_processors
+from polybit.kernels.triton.reduction import MAX_SUMS, arrives_last, can_overlap, counters, num_processors
 from polybit.kernels.triton.rope import dense_heads
 
 MAX_PARTS = 64
@@ -62,27 +64,28 @@ def _load_chunk(
     k_head,
     v_head,
     page_row,
-    page_tokens,
+    num_pages,
     start,
     stop,
     KEY_STRIDE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    WHOLE_CHUNKS: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr,
 ):
-    """Keys and values [start, start + BLOCK_N) of a sequence, those before `stop`. WHOLE_CHUNKS: of one page."""
+    """Keys and values [start, start + BLOCK_N) of a sequence, those before `stop`."""
     offset, feature = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)[None, :]
     inside = (start + offset < stop)[:, None] & (feature < HEAD_DIM)
-    if WHOLE_CHUNKS:
-        page = tl.load(page_row + start // page_tokens, start < stop, other=0).to(tl.int64)
-        first = (page * page_tokens + start % page_tokens) * KEY_STRIDE
+    if PAGE_TOKENS % BLOCK_N == 0:  # a chunk is of one page
+        place = start // PAGE_TOKENS  # looked up before it is known whether the sequence goes as far
+        page = tl.load(page_row + place, place < num_pages, other=0).to(tl.int64)
+        first = (page * PAGE_TOKENS + start % PAGE_TOKENS) * KEY_STRIDE
         at = offset[:, None] * KEY_STRIDE + feature
         k_head, v_head = k_head + first, v_head + first
     else:
         key = start + offset
-        page = tl.load(page_row + key // page_tokens, key < stop, other=0).to(tl.int64)
-        at = (page * page_tokens + key % page_tokens)[:, None] * KEY_STRIDE + feature
+        page = tl.load(page_row + key // PAGE_TOKENS, key < stop, other=0).to(tl.int64)
+        at = (page * PAGE_TOKENS + key % PAGE_TOKENS)[:, None] * KEY_STRIDE + feature
     return tl.load(k_head + at, inside, other=0.0), tl.load(v_head + at, inside, other=0.0)
 
 
@@ -121,7 +124,7 @@ def _join(
     tl.store(out + head[:, None] * HEAD_DIM + feature[None, :], mixed, shown)
 
 
-@triton.jit(do_not_specialize=["page_tokens", "table_stride", "window", "max_parts"])
+@triton.jit(do_not_specialize=["table_stride", "num_pages", "window", "max_parts"])
 def _decode_attention(
     q,
     k,
@@ -141,8 +144,8 @@ def _decode_attention(
     q_stride,
     k_stride,
     v_stride,
-    page_tokens,
     table_stride,
+    num_pages,
     max_parts,
     q_eps,
     q_offset,
@@ -161,8 +164,11 @@ def _decode_attention(
     BLOCK_D: tl.constexpr,
     BLOCK_G: tl.constexpr,
     AT_ONCE: tl.constexpr,
-    WHOLE_CHUNKS: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
     pair, part = tl.program_id(0), tl.program_id(1)
     sequence, kv_head = (pair // NUM_KV_HEADS).to(tl.int64), pair % NUM_KV_HEADS
     position = tl.load(lengths + sequence) - 1  # of the new token; the keys before it are in pages
@@ -170,19 +176,20 @@ def _decode_attention(
     if window is not None:
         first_chunk = tl.maximum(position + 1 - window, 0) // BLOCK_N
     stop_chunk = tl.cdiv(position, BLOCK_N)
-    num_chunks = stop_chunk - first_chunk
-    num_parts = tl.maximum(tl.cdiv(num_chunks, tl.maximum(tl.cdiv(num_chunks, max_parts), 1)), 1)
-    if part >= num_parts:
-        return
+    num_parts = tl.minimum(tl.maximum(stop_chunk - first_chunk, 1), max_parts)
 
     key_stride: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
     page_row = page_table + sequence * table_stride
     k_head, v_head = k_pages + kv_head * HEAD_DIM, v_pages + kv_head * HEAD_DIM
     chunk = first_chunk + part
     keys, values = _load_chunk(
-        k_head, v_head, page_row, page_tokens, chunk * BLOCK_N, position,
-        key_stride, HEAD_DIM, BLOCK_N, BLOCK_D, WHOLE_CHUNKS,
+        k_head, v_head, page_row, num_pages, chunk * BLOCK_N, position,
+        key_stride, HEAD_DIM, BLOCK_N, BLOCK_D, PAGE_TOKENS,
     )  # fmt: skip
+    if part >= num_parts:
+        return
+    if OVERLAP:  # so far nothing was read that the launch before this one may have written
+        tl.extra.cuda.gdc_wait()
 
     if cos is not None:
         cos += position.to(tl.int64) * HALF
@@ -205,8 +212,8 @@ def _decode_attention(
         new_value = tl.load(
             v + sequence * v_stride + kv_head * HEAD_DIM + feature, feature < HEAD_DIM, other=0.0
         ).to(v_pages.dtype.element_ty)  # fmt: skip
-        page = tl.load(page_row + position // page_tokens).to(tl.int64)
-        slot = (page * page_tokens + position % page_tokens) * key_stride
+        page = tl.load(page_row + position // PAGE_TOKENS).to(tl.int64)
+        slot = (page * PAGE_TOKENS + position % PAGE_TOKENS) * key_stride
         tl.store(k_head + slot + feature, new_key, feature < HEAD_DIM)
         tl.store(v_head + slot + feature, new_value, feature < HEAD_DIM)
         logits = tl.sum(queries.to(tl.float32) * new_key.to(tl.float32), 1) * scale
@@ -216,8 +223,8 @@ def _decode_attention(
 
     for chunk in range(first_chunk + part, stop_chunk, num_parts):
         next_keys, next_values = _load_chunk(
-            k_head, v_head, page_row, page_tokens, (chunk + num_parts) * BLOCK_N, position,
-            key_stride, HEAD_DIM, BLOCK_N, BLOCK_D, WHOLE_CHUNKS,
+            k_head, v_head, page_row, num_pages, (chunk + num_parts) * BLOCK_N, position,
+            key_stride, HEAD_DIM, BLOCK_N, BLOCK_D, PAGE_TOKENS,
         )  # fmt: skip
         key = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
         visible = key < position
@@ -296,6 +303,7 @@ def decode_attention(
     tiles = choose_tiles(rows, block_d, q.dtype)
     num_parts = max_parts(pairs, num_processors(device))
     part_rows = pairs * num_parts * group if num_parts > 1 else 0
+    overlap = can_overlap(device)
     out = torch.empty(q.shape, dtype=q.dtype, device=device)
     _decode_attention[pairs, num_parts](
         q,
@@ -316,8 +324,8 @@ def decode_attention(
         q.stride(0),
         k.stride(0),
         v.stride(0),
-        page_tokens,
         page_table.stride(0),
+        page_table.shape[1],
         num_parts,
         0.0 if q_norm is None else q_norm.eps,
         0.0 if q_norm is None else q_norm.offset,
@@ -336,8 +344,10 @@ def decode_attention(
         BLOCK_D=block_d,
         BLOCK_G=block_g,
         AT_ONCE=min(MAX_PARTS, max(1, JOINED_ELEMENTS // (block_g * block_d))),
-        WHOLE_CHUNKS=page_tokens % tiles.keys == 0,
+        PAGE_TOKENS=page_tokens,
+        OVERLAP=overlap,
         num_warps=tiles.warps,
         num_stages=1,
+        **({"launch_pdl": True} if overlap else {}),
     )
     return out
