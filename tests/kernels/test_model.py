@@ -22,6 +22,40 @@ def test_a_model_agrees_with_the_reference(backend, device, tmp_path) -> None:
     assert_close(logits[1], logits[0], "model")
 
 
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 24, "attention_bias": False}
+COHERE = {
+    "architectures": ["CohereForCausalLM"],
+    "model_type": "cohere",
+    "use_qk_norm": True,
+    "layer_norm_eps": 1e-5,
+    "logit_scale": 0.5,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.mark.parametrize("config", [{}, QWEN3, COHERE], ids=["no norms", "norms of heads", "other norms of heads"])
+def test_one_token_at_a_time_agrees_with_all_at_once(backend, device, tmp_path, config) -> None:
+    options = LoadOptions(device=str(device), dtype="float32", backend=backend.NAME)
+    model = load(open_model(write_random_model(tmp_path, config), options))
+    texts = torch.randint(0, 96, (2, 5), generator=torch.Generator().manual_seed(0)).to(device)
+    pool = KVPool(model.spec, 2 * PAGE_TOKENS, model.dtype, device, backend)
+    first_slots = torch.tensor([0, PAGE_TOKENS], device=device)
+    found = []
+    for position in range(texts.shape[1]):
+        step = Step(
+            positions=torch.full((2,), position, device=device),
+            slots=first_slots + position,
+            page_table=torch.tensor([[0], [1]], dtype=torch.int32, device=device),
+            query_starts=torch.tensor([0, 1, 2], dtype=torch.int32, device=device),
+            lengths=torch.full((2,), position + 1, dtype=torch.int32, device=device),
+            max_queries=1,
+            max_length=position + 1,
+        )
+        found.append(model.forward(texts[:, position].contiguous(), step, pool))
+    expected = model.forward(texts.flatten(), *whole_rows(2, texts.shape[1], device))
+    assert_close(torch.stack(found, 1).flatten(0, 1), expected, "model")
+
+
 @pytest.mark.gpu
 def test_a_captured_step_is_replayed_at_other_lengths(tmp_path) -> None:
     """Nothing of a decode step but its tensors' contents may change from token to token."""

@@ -18,6 +18,8 @@ from polybit.modules.step import Step
 class KVPool:
     """A `KVStore` over pages of PAGE_TOKENS tokens; `free` says who may write where."""
 
+    is_written_by_ops = True
+
     def __init__(
         self,
         model: spec.Model,

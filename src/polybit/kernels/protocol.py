@@ -6,6 +6,7 @@ input's dtype unless they say otherwise.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, device, dtype
@@ -32,6 +33,24 @@ class Matrix(Protocol):
     @property
     def num_bytes(self) -> int:
         """Device memory held."""
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """RMSNorm of each head, as `rms_norm`; weight [D]."""
+
+    weight: Tensor
+    eps: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rope by tables of cos and sin [L, dim/2], as `rope`."""
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
 
 
 class Backend(Protocol):
@@ -115,4 +134,28 @@ class Backend(Protocol):
         q [T, Hq, D]; k_pages, v_pages [pages, P, Hkv, D]; page_table [S, M], query_starts [S + 1], lengths [S] int32:
         sequence s owns queries query_starts[s]:query_starts[s+1], at most max_queries, the last of its lengths[s]
         tokens. -> [T, Hq, D]
+        """
+
+    def decode_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        page_table: Tensor,
+        lengths: Tensor,
+        q_norm: HeadNorm | None,
+        k_norm: HeadNorm | None,
+        rotation: Rotation | None,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Everything between the products of a decode step: norms, rope, write_kv and attention.
+
+        q [S, Hq, D], k and v [S, Hkv, D] belong to the last token of each sequence, at position lengths[s] - 1, and are
+        neither normed nor turned; its key and value are stored in its page. -> [S, Hq, D]
+
+        Nothing else that it reads may come from the launch right before it, which may still be at work.
         """

@@ -44,6 +44,10 @@ class Step:
 class KVStore(Protocol):
     """Keys and values of every layer, in pages of P tokens."""
 
+    @property
+    def is_written_by_ops(self) -> bool:
+        """Whether the pages are there before anything is written, so that an op may write them itself."""
+
     def write(self, layer: int, k: Tensor, v: Tensor, step: Step) -> None:
         """Store k and v [T, Hkv, D] of this step's tokens at step.slots."""
 
@@ -53,6 +57,8 @@ class KVStore(Protocol):
 
 class Scratch:
     """The trivial store of a pass that keeps nothing: one page a sequence, alive for one attention call."""
+
+    is_written_by_ops = False
 
     def __init__(self, rows: int, length: int) -> None:
         self._shape = (rows, length)

@@ -15,6 +15,8 @@ AT_ONCE = 64  # passages
 class PassageStore:
     """Keys and values of S passages that grow together: a page of `length` tokens each."""
 
+    is_written_by_ops = False
+
     def __init__(self, length: int) -> None:
         self._length = length
         self._held: dict[int, tuple[Tensor, Tensor]] = {}

@@ -7,6 +7,7 @@ from polybit.kernels.cuda.matrices import dequantize, gated_matmul, join, matmul
 from polybit.kernels.triton import (
     activate,
     attention,
+    decode_attention,
     embedding,
     gated_activate,
     layer_norm,
@@ -24,6 +25,7 @@ __all__ = [
     "READS_PACKED",
     "activate",
     "attention",
+    "decode_attention",
     "dequantize",
     "embedding",
     "gated_activate",

@@ -2,7 +2,7 @@
 
 from polybit.kernels.reference.activations import activate, gated_activate
 from polybit.kernels.reference.attention import attention
-from polybit.kernels.reference.composed import gated_matmul, norm_matmul
+from polybit.kernels.reference.composed import decode_attention, gated_matmul, norm_matmul
 from polybit.kernels.reference.embedding import embedding
 from polybit.kernels.reference.matrices import dequantize, join, matmul, prepare_dense, prepare_exl2, prepare_gptq
 from polybit.kernels.reference.norms import layer_norm, rms_norm
@@ -16,6 +16,7 @@ __all__ = [
     "READS_PACKED",
     "activate",
     "attention",
+    "decode_attention",
     "dequantize",
     "embedding",
     "gated_activate",
@@ -39,6 +40,7 @@ NATIVE_OPS = frozenset(
     {
         "activate",
         "attention",
+        "decode_attention",
         "dequantize",
         "embedding",
         "gated_activate",

@@ -5,6 +5,7 @@ from triton import knobs
 from polybit.kernels.reference import join, prepare_dense
 from polybit.kernels.triton.activations import activate, gated_activate
 from polybit.kernels.triton.attention import attention
+from polybit.kernels.triton.decode_attention import decode_attention
 from polybit.kernels.triton.embedding import embedding
 from polybit.kernels.triton.matrices import (
     dequantize,
@@ -25,6 +26,7 @@ __all__ = [
     "READS_PACKED",
     "activate",
     "attention",
+    "decode_attention",
     "dequantize",
     "embedding",
     "gated_activate",
@@ -48,6 +50,7 @@ NATIVE_OPS = frozenset(
     {
         "activate",
         "attention",
+        "decode_attention",
         "dequantize",
         "embedding",
         "gated_activate",
