@@ -20,7 +20,7 @@ MAX_ROWS = 64  # more rows are better served by dequantizing
 ROWS_AT_ONCE = 16
 
 WEIGHT_BYTES = 2176  # of a chunk in the ring
-SLOTS = 3  # chunks of a warp's ring
+SLOTS = 2  # chunks of a warp's ring
 SUM_BYTES = 4 * (TILE_COLUMNS + 4)  # of a row's sums over one tile
 STATIC_BYTES = 6144  # shared memory that the kernel declares itself, and what the driver keeps
 KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
