@@ -22,7 +22,8 @@ ROWS_AT_ONCE = 16
 WEIGHT_BYTES = 2176  # of a chunk in the ring
 SLOTS = 2  # chunks of a warp's ring
 SUM_BYTES = 4 * (TILE_COLUMNS + 4)  # of a row's sums over one tile
-STATIC_BYTES = 6144  # shared memory that the kernel declares itself, and what the driver keeps
+STATIC_BYTES = 8192  # shared memory that the kernel declares itself, and what the driver keeps
+ROWS, ROW_WARPS, VARIANT = True, 16, dict[str, int]()
 KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 ACTIVATIONS = (Activation.SILU, Activation.GELU, Activation.GELU_TANH, Activation.RELU)
 
@@ -34,6 +35,8 @@ class Form:
     row_tiles: int  # NT, of 8 rows
     one: bool
     most_warps: int
+    input_bytes: int = 0  # of a row that thread blocks sort themselves, which has
+    width: int = 0  # features; none where a launch before sorts them
 
     @property
     def max_chunk(self) -> int:
@@ -43,6 +46,8 @@ class Form:
     @property
     def slot_bytes(self) -> int:
         rows = self.most_rows
+        if self.input_bytes:
+            return WEIGHT_BYTES
         return WEIGHT_BYTES + (64 * rows + (16 if self.one else 8 * rows)) * self.max_chunk
 
     @property
@@ -50,18 +55,24 @@ class Form:
         return 1 if self.one else 8 * self.row_tiles
 
     def shared_bytes(self, warps: int, num_sums: int) -> int:
-        """Of a thread block: its warps' rings, and their sums."""
-        return warps * SLOTS * self.slot_bytes + num_sums * self.most_rows * SUM_BYTES
+        """Of a thread block: its warps' rings, the sorted row, and their sums, or before them the row as it came."""
+        rings, sums = warps * SLOTS * self.slot_bytes, num_sums * self.most_rows * SUM_BYTES
+        return rings + self.input_bytes + max(sums, 4 * self.width)
 
     def build(self, warps: int) -> Build:
         macros = {"NT": self.row_tiles, "ONE": int(self.one), "WARPS": warps, "SLOTS": SLOTS}
-        return Build.of("exl2_decode.cu", macros)
+        return Build.of("exl2_row.cu" if self.input_bytes else "exl2_decode.cu", macros | VARIANT)
 
 
 def form_for(rows: int) -> Form:
     if rows == 1:
-        return Form(1, True, 16)
+        return Form(1, True, ROW_WARPS)
     return Form(1, False, 12) if rows <= 8 else Form(2, False, 8)
+
+
+def form_of_row(matrix: Streamed) -> Form:
+    """For one row that thread blocks sort themselves."""
+    return Form(1, True, ROW_WARPS, matrix.input.num_bytes(1), matrix.in_features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +94,16 @@ class Workspace:
     counters: Tensor  # zero between launches
 
 
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One row [1, K] as it came, and its norm."""
+
+    x: Tensor
+    weight: Tensor | None = None
+    eps: float = 0.0
+    offset: float = 0.0
+
+
 Sort = Callable[[slice], Tensor]  # some rows of the activations -> as the kernel reads them
 
 
@@ -90,12 +111,16 @@ def multiply(x: Tensor, matrix: Streamed, residual: Tensor | None = None) -> Ten
     """x [T, K], T at most MAX_ROWS -> residual + x W [T, N] in x's dtype, or in the residual's."""
     dtype = x.dtype if residual is None else residual.dtype
     x = _rows_whole(x)
+    if _is_sorted_by_all(row := Row(x), matrix):
+        return _multiply_row(row, matrix, dtype, residual)
     return _multiply(len(x), matrix, dtype, residual, lambda rows: _sort("sort_rows", matrix, x[rows], x.stride(0)))
 
 
 def norm_multiply(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Streamed) -> Tensor:
     """As multiply of rms_norm(x), without rounding between; in the matrix's dtype."""
     x = _rows_whole(x)
+    if _is_sorted_by_all(row := Row(x, weight, eps, offset), matrix):
+        return _multiply_row(row, matrix, matrix.dtype, None)
 
     def sort(rows: slice) -> Tensor:
         numbers = np.float32(eps), np.float32(offset)
@@ -122,11 +147,40 @@ def _rows_whole(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _multiply(num_rows: int, matrix: Streamed, dtype: torch.dtype, residual: Tensor | None, sort: Sort) -> Tensor:
+def _is_sorted_by_all(row: Row, matrix: Streamed) -> bool:
+    """Whether each thread block of a product sorts the row for itself; else a launch before it does."""
+    if not ROWS or len(row.x) != 1 or any(t.data_ptr() % 16 for t in (row.x, row.weight) if t is not None):
+        return False
+    form, device = form_of_row(matrix), matrix.stream.device
+    return form.shared_bytes(form.most_warps, 0) + STATIC_BYTES <= shared_memory(device.index)
+
+
+def _outputs(
+    num_rows: int, matrix: Streamed, dtype: torch.dtype, residual: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Room for a kernel's outputs, and the residual likewise."""
     kernel_dtype = torch.float16 if dtype == torch.float16 else torch.float32
-    if residual is not None:
-        residual = residual.to(kernel_dtype).contiguous()
     out = torch.empty(num_rows, matrix.out_features, dtype=kernel_dtype, device=matrix.stream.device)
+    return out, None if residual is None else residual.to(kernel_dtype).contiguous()
+
+
+def _multiply_row(row: Row, matrix: Streamed, dtype: torch.dtype, residual: Tensor | None) -> Tensor:
+    out, residual = _outputs(1, matrix, dtype, residual)
+    given, device, form = matrix.input, out.device, form_of_row(matrix)
+    plan, space = _plan(form, matrix.shapes, given.row_blocks, given.first_groups, device), _workspace(device)
+    weight_type = KINDS[torch.float16 if row.weight is None else row.weight.dtype]
+    Kernel.get(form.build(plan.warps), "exl2_row", device).launch(
+        (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima, row.x, out, residual,
+        space.sums, space.counters, plan.runs.shape[-2], plan.tiles.shape[1], out.shape[1],
+        int(out.dtype == torch.float32), given.order, given.groups, given.num_groups, form.input_bytes, form.width,
+        KINDS[row.x.dtype], row.weight, weight_type, np.float32(row.eps), np.float32(row.offset),
+        shared_bytes=plan.shared_bytes, overlap=True,
+    )  # fmt: skip
+    return out.to(dtype)
+
+
+def _multiply(num_rows: int, matrix: Streamed, dtype: torch.dtype, residual: Tensor | None, sort: Sort) -> Tensor:
+    out, residual = _outputs(num_rows, matrix, dtype, residual)
     for start in range(0, num_rows, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         _launch(sort(rows), matrix, None if residual is None else residual[rows], out[rows])

@@ -1,10 +1,13 @@
 // One product of a few rows (product.cuh): a launch with one thread block a share of the schedule.
 
 #include "overlap.cuh"
+
+constexpr bool RESIDENT = false;
+
 #include "product.cuh"
 
 // x from activations.cu; out and residual [num_tokens, out_stride], residual null: none.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) exl2_decode(
+extern "C" __global__ void __launch_bounds__(32 * WARPS, ONE ? 16 / WARPS : 1) exl2_decode(
     const char* stream, const Run* runs, const Tile* tiles, const u32* maxima, const char* x, void* out,
     const void* residual, float* workspace, u32* counters, u32 num_runs, u32 num_tiles, u32 num_tokens, u32 out_stride,
     u32 out_is_float
@@ -19,9 +22,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) exl2_decode(
 
     let_next_grid_start();
     ring.fill(product.own_runs(), true, false);
+#if TILES
+    __shared__ Tile own_tiles[256];
+    for (u32 i = threadIdx.x; i < num_tiles; i += 32 * WARPS) own_tiles[i] = product.own_tiles()[i];
+#else
+    const Tile* own_tiles = product.own_tiles();
+#endif
     wait_for_previous_grid();
     ring.fill(product.own_runs(), false, true);
-    multiply(product, ring, sums, num_tokens);
+    multiply(product, ring, 0, sums, num_tokens);
     __syncthreads();
-    finish(product, sums, workspace, counters, {out, residual, out_stride, out_is_float != 0}, num_tokens);
+    finish(product, own_tiles, sums, workspace, counters, {out, residual, out_stride, out_is_float != 0}, num_tokens);
 }

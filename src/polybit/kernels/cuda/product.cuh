@@ -7,7 +7,7 @@
 // activations.cuh. stream.py describes the bytes and schedule.py who works on which part of them.
 //
 // Compile-time: NT (tiles of 8 activation rows), ONE (there is one row), WARPS (of a thread block), SLOTS (chunks of a
-// warp's ring).
+// warp's ring), and of who includes this: RESIDENT, whether all activations lie in shared memory or come through the ring.
 
 #pragma once
 
@@ -18,7 +18,7 @@ constexpr int LANE_TOKENS = ONE ? 1 : 2;               // rows of the result tha
 constexpr int MAX_TOKENS = ONE ? 1 : 8 * NT;
 constexpr int MAX_TILES = 512;                         // of a thread block
 constexpr int WEIGHT_BYTES = 2048 + 4 * HEADER_BYTES;  // of a chunk: at most four groups, 2048 bytes of blocks
-constexpr int INPUT_BYTES = (64 * MAX_TOKENS + (ONE ? 16 : 8 * MAX_TOKENS)) * MAX_BLOCKS;
+constexpr int INPUT_BYTES = RESIDENT ? 0 : (64 * MAX_TOKENS + (ONE ? 16 : 8 * MAX_TOKENS)) * MAX_BLOCKS;
 constexpr int SLOT_BYTES = WEIGHT_BYTES + INPUT_BYTES;
 constexpr int RING_BYTES = SLOTS * SLOT_BYTES;         // a warp's
 constexpr int SUM_STRIDE = TILE_COLUMNS + 4;           // floats a token; the 4 keep lanes on different banks
@@ -188,7 +188,7 @@ struct Ring {
         source = stream + 16ull * run.source;
         input = inputs + (run.group >> 16) * header + (run.block & 0xffff) * 64 * num_tokens;
         bytes = 256 * run_bits(run) * blocks + HEADER_BYTES * groups;
-        input_bytes = 64 * num_tokens * blocks + header * groups;
+        input_bytes = RESIDENT ? 0 : 64 * num_tokens * blocks + header * groups;
     }
 
     // Fill the slot with the next chunk: its weights, its activations (the weights asked for before), or both.
@@ -199,7 +199,7 @@ struct Ring {
                 expect_copies(barrier, bytes + input_bytes);
                 copy<WEIGHT_BYTES>(slot, source, bytes, barrier);
             }
-            if (want_inputs) copy<INPUT_BYTES>(slot + WEIGHT_BYTES, input, input_bytes, barrier);
+            if (!RESIDENT && want_inputs) copy<INPUT_BYTES>(slot + WEIGHT_BYTES, input, input_bytes, barrier);
             source += bytes;
             input += input_bytes;
             --chunks_left;
@@ -356,6 +356,7 @@ __device__ __forceinline__ void add_scaled(
 
 struct Warp {
     const u32* maxima;
+    u32 inputs;  // shared address of all activations, where they are resident
     u32 num_tokens;
     float totals[4][NT][2][LANE_TOKENS];
 
@@ -363,12 +364,14 @@ struct Warp {
     template <int bits, int num_blocks, int num_groups>
     __device__ __forceinline__ void take(const Run& run, Ring& ring) {
         const u32* maximum = maxima + (run.group & 0xffff);
+        u32 x_at = inputs + (run.group >> 16) * input_header(num_tokens) + (run.block & 0xffff) * 64 * num_tokens;
         for (u32 left = run_count(run); left > 0; --left, maximum += num_groups) {
             u32 scale[num_groups];
 #pragma unroll
             for (int g = 0; g < num_groups; ++g) scale[g] = maximum[g];
             ring.await();
-            u32 at = ring.slot, x_at = ring.slot + WEIGHT_BYTES;
+            u32 at = ring.slot;
+            if (!RESIDENT) x_at = ring.slot + WEIGHT_BYTES;
 #pragma unroll
             for (int g = 0; g < num_groups; ++g) {
                 Inputs inputs;
@@ -532,10 +535,13 @@ struct Product {
     __device__ __forceinline__ const Tile* own_tiles() const { return tiles + blockIdx.x * num_tiles; }
 };
 
-// The warp's part of it, to sums [sums of warps, num_tokens, SUM_STRIDE].
-__device__ __forceinline__ void multiply(const Product& product, Ring& ring, float* sums, u32 num_tokens) {
+// The warp's part of it, to sums [sums of warps, num_tokens, SUM_STRIDE]. inputs: as Warp's.
+__device__ __forceinline__ void multiply(
+    const Product& product, Ring& ring, u32 inputs, float* sums, u32 num_tokens
+) {
     Warp warp;
     warp.maxima = product.maxima;
+    warp.inputs = inputs;
     warp.num_tokens = num_tokens;
     warp.clear();
     const Run* runs = product.own_runs();
@@ -549,9 +555,9 @@ __device__ __forceinline__ void multiply(const Product& product, Ring& ring, flo
 
 // When all warps have multiplied. workspace [slots, MAX_TOKENS, 64]; counters: one a slot, zero before and after.
 __device__ __forceinline__ void finish(
-    const Product& product, const float* sums, float* workspace, u32* counters, const Output& output, u32 num_tokens
+    const Product& product, const Tile* tiles, const float* sums, float* workspace, u32* counters, const Output& output,
+    u32 num_tokens
 ) {
-    const Tile* tiles = product.own_tiles();
     if (add_warps(tiles, product.num_tiles, sums, workspace, output, num_tokens)) {
         add_blocks(tiles, product.num_tiles, workspace, counters, output, num_tokens);
     }
