@@ -11,7 +11,8 @@ from polybit.errors import RequestError
 from polybit.generator.completion import Completion
 from polybit.generator.graphs import decode_graphs
 from polybit.generator.params import SamplingParams, with_fields
-from polybit.generator.runner import Part, Runner
+from polybit.generator.runner import Runner
+from polybit.generator.scheduler import Part
 from polybit.generator.sequence import Sequence
 from polybit.model.footprint import CHUNK_TOKENS
 from polybit.model.model import Model

@@ -1,36 +1,18 @@
 """One forward pass over parts of several sequences, and one token for each that is ready for it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from polybit.cache import PAGE_TOKENS, KVPool, pages_for
+from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.generator.graphs import SIZES, DecodeGraphs
 from polybit.generator.sampling import sample
+from polybit.generator.scheduler import Part, S
 from polybit.generator.sequence import Sequence
 from polybit.model.model import Model
 from polybit.modules.step import Step
-
-
-@dataclass(frozen=True)
-class Part:
-    """The next `count` tokens of a sequence that the model has not seen."""
-
-    sequence: Sequence
-    count: int
-
-    @property
-    def stop(self) -> int:
-        """Length of the sequence once this part is stored."""
-        return self.sequence.num_stored + self.count
-
-    @property
-    def is_last(self) -> bool:
-        """Whether a token follows from it."""
-        return self.count == self.sequence.num_pending
 
 
 class Runner:
@@ -45,7 +27,7 @@ class Runner:
         self._vocab_size = vocab_size
         self._graphs = graphs
 
-    def run(self, parts: list[Part]) -> list[int | None]:
+    def run(self, parts: list[Part[Sequence]]) -> list[int | None]:
         """Store the parts' keys and values; the next token of each sequence, None where more of its prompt is to come.
 
         Raises OutOfMemory where the pool has too few pages, with nothing stored.
@@ -60,10 +42,9 @@ class Runner:
 
     def release(self, sequence: Sequence) -> None:
         """Give the sequence's pages back; there may be none."""
-        self.pool.free.give_back(sequence.pages)
-        sequence.pages.clear()
+        sequence.release(self.pool.book)
 
-    def forward(self, parts: list[Part]) -> Tensor:
+    def forward(self, parts: list[Part[S]]) -> Tensor:
         """Store the parts' keys and values in pages that the sequences have; [n, V] after each part that is a last one.
 
         The logits are good until the next call.
@@ -73,7 +54,7 @@ class Runner:
             part.sequence.num_stored = part.stop
         return logits
 
-    def _logits(self, parts: list[Part]) -> Tensor:
+    def _logits(self, parts: list[Part[S]]) -> Tensor:
         if self._graphs is not None and _is_decode(parts) and len(parts) <= SIZES[-1]:
             return self._graphs.decode(*lay_out(parts, torch.device("cpu")))
         tokens, step = lay_out(parts, self.model.device)
@@ -82,10 +63,9 @@ class Runner:
         logits_at = torch.tensor(ends, dtype=torch.int64, device=self.model.device)
         return self.model.forward(tokens, step, self.pool, logits_at)
 
-    def _take_pages(self, parts: Iterable[Part]) -> None:
+    def _take_pages(self, parts: Iterable[Part[Sequence]]) -> None:
         for part in parts:
-            missing = pages_for(part.stop) - len(part.sequence.pages)
-            part.sequence.pages += self.pool.free.take(missing)
+            part.sequence.extend(self.pool.book, part.stop)
 
     @torch.inference_mode()
     def _sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
@@ -97,12 +77,12 @@ class Runner:
         return tokens
 
 
-def _is_decode(parts: Iterable[Part]) -> bool:
+def _is_decode(parts: Iterable[Part[S]]) -> bool:
     """Whether every sequence has one token left, from which its next one follows."""
     return all(part.count == 1 and part.is_last for part in parts)
 
 
-def lay_out(parts: list[Part], device: torch.device) -> tuple[Tensor, Step]:
+def lay_out(parts: list[Part[S]], device: torch.device) -> tuple[Tensor, Step]:
     """The parts one after another: tokens [T] and the step that places them."""
     tokens: list[int] = []
     positions: list[int] = []

@@ -4,24 +4,23 @@ import random
 import time
 from collections.abc import Sequence as Tokens
 
+from polybit.cache import Holding
 from polybit.generator.completion import Completion, FinishReason
 from polybit.generator.params import SamplingParams
 from polybit.generator.stopping import HeldText
 from polybit.text import Detokenizer
 
 
-class Sequence:
+class Sequence(Holding):
     """Grows by `accept`; `finish_reason` is set by the token that ends it."""
 
     def __init__(
         self, prompt: Tokens[int], params: SamplingParams, ends: frozenset[int], detokenizer: Detokenizer, room: int
     ) -> None:
         """`ends`: token ids that end it. `room`: tokens that the context leaves for the answer."""
+        super().__init__(prompt)
         self.params = params
-        self.tokens = list(prompt)
         self.num_prompt = len(prompt)
-        self.num_stored = 0  # leading tokens whose keys and values are in the pool
-        self.pages: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._ends = ends
         self._limit = min(room, params.max_tokens or room)
@@ -32,11 +31,6 @@ class Sequence:
         self._random = random.Random(params.seed)
         self._begun = 0.0
         self._token_times: list[float] = []
-
-    @property
-    def num_pending(self) -> int:
-        """Tokens that the model has not seen."""
-        return len(self.tokens) - self.num_stored
 
     @property
     def num_generated(self) -> int:

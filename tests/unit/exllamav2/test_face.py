@@ -224,7 +224,7 @@ class TestDynamicGenerator:
         event.set()
         assert dynamic.generate("one", 8, abort_event=event) is None
         assert dynamic.num_remaining_jobs() == 0
-        assert parts["cache"].pool.free.num_held == 0
+        assert parts["cache"].pool.book.num_held == 0
 
     def test_too_long_for_the_cache_is_refused_with_figures(self, dynamic):
         with pytest.raises(RequestError, match="are 513 tokens together, but the cache holds 512"):
@@ -297,10 +297,10 @@ class TestJobs:
         dynamic.iterate()
         dynamic.cancel(jobs[0])
         dynamic.cancel(jobs[0])  # again: it is gone already
-        assert parts["cache"].pool.free.num_held == 0
+        assert parts["cache"].pool.book.num_held == 0
         assert dynamic.iterate()[0]["job"] is jobs[1]
         dynamic.clear_queue()
-        assert dynamic.num_remaining_jobs() == parts["cache"].pool.free.num_held == 0
+        assert dynamic.num_remaining_jobs() == parts["cache"].pool.book.num_held == 0
 
     @pytest.mark.parametrize("ids", [torch.zeros(2, 3), [torch.zeros(1, 3)] * 2, "text"])
     def test_only_one_row_of_ids(self, ids):
@@ -374,7 +374,7 @@ class TestOlderGenerators:
         streaming.begin_stream(parts["tokenizer"].encode("one"), GREEDY)
         chunk, eos, ids = streaming.stream()
         assert (chunk, eos, ids.shape) == ("", True, (1, 0))
-        assert parts["cache"].pool.free.num_held == 0
+        assert parts["cache"].pool.book.num_held == 0
 
     def test_no_stream_yet(self, parts):
         with pytest.raises(RequestError, match="begin_stream_ex"):

@@ -6,7 +6,8 @@ from pathlib import Path
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.generator import SamplingParams
 from polybit.generator.graphs import Capture, DecodeGraphs
-from polybit.generator.runner import Part, Runner
+from polybit.generator.runner import Runner
+from polybit.generator.scheduler import Part
 from polybit.generator.sequence import Sequence
 from polybit.model.model import Model
 from polybit.text import Tokenizer

@@ -124,9 +124,9 @@ class TestStream:
         engine = say("abc")
         with engine.stream("p", GREEDY) as stream:
             assert next(stream) == "a"
-            assert engine.pool.free.num_held == 1
+            assert engine.pool.book.num_held == 1
             assert stream.completion.finish_reason is None
-        assert engine.pool.free.num_held == 0
+        assert engine.pool.book.num_held == 0
         with pytest.raises(StopIteration):
             next(stream)
 
@@ -135,7 +135,7 @@ class TestStream:
         stream = engine.stream("p", GREEDY, max_tokens=2)
         assert [next(stream), next(stream)] == ["a", "b"]
         assert stream.completion.finish_reason == "length"
-        assert engine.pool.free.num_held == 0
+        assert engine.pool.book.num_held == 0
 
     def test_two_streams_take_turns(self, engine):
         wanted = SamplingParams(seed=3, max_tokens=12, ignore_eos=True)
@@ -247,7 +247,7 @@ class TestBadRequests:
         engine = say("", cache_tokens=PAGE_TOKENS)
         with pytest.raises(RequestError, match=reason):
             engine.generate(prompt, GREEDY)
-        assert engine.pool.free.num_held == 0
+        assert engine.pool.book.num_held == 0
 
     def test_a_token_that_the_model_has_no_row_for_is_named(self, tmp_path):
         byte_level(write_random_model(tmp_path, {"vocab_size": 259}), chat_template=CHAT)
@@ -273,7 +273,7 @@ class TestBadRequests:
         with pytest.raises(KernelError, match="NaN in 260 of 260 logits after 1 tokens"):
             engine.generate("p", GREEDY)
         engine.model.forward = forward
-        assert engine.pool.free.num_held == 0
+        assert engine.pool.book.num_held == 0
         assert engine.generate("p", GREEDY, max_tokens=2).text == "ab"
 
 
