@@ -34,7 +34,7 @@ class Batch:
 
     def fill(self) -> None:
         """Random keys and values for every token but the last of each: what stands there costs no time."""
-        parts = [Part(sequence, sequence.num_pending - 1) for sequence in self._sequences]
+        parts = tuple(Part(sequence, sequence.num_pending - 1) for sequence in self._sequences)
         _, step = lay_out(parts, self._model.device)
         for layer, block in enumerate(self._model.spec.blocks):
             shape = (2, step.num_tokens, block.attn.num_kv_heads, block.attn.head_dim)
@@ -68,7 +68,7 @@ class Batch:
 
     def _pass(self) -> Tensor | None:
         """One forward pass -> the logits after each sequence, None where more of the prompts is to come."""
-        parts = [Part(sequence, min(sequence.num_pending, CHUNK_TOKENS)) for sequence in self._sequences]
+        parts = tuple(Part(sequence, min(sequence.num_pending, CHUNK_TOKENS)) for sequence in self._sequences)
         logits = self._runner.forward(parts)
         return logits if len(logits) else None
 

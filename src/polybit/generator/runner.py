@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from polybit.cache import PAGE_TOKENS, KVPool
+from polybit.errors import PolybitError
 from polybit.generator.graphs import SIZES, DecodeGraphs
 from polybit.generator.sampling import sample
-from polybit.generator.scheduler import Part, S
+from polybit.generator.scheduler import Part, Plan, S
 from polybit.generator.sequence import Sequence
 from polybit.model.model import Model
 from polybit.modules.step import Step
@@ -27,24 +28,15 @@ class Runner:
         self._vocab_size = vocab_size
         self._graphs = graphs
 
-    def run(self, parts: list[Part[Sequence]]) -> list[int | None]:
-        """Store the parts' keys and values; the next token of each sequence, None where more of its prompt is to come.
+    def run(self, plan: Plan[Sequence]) -> list[tuple[Sequence, int | PolybitError]]:
+        """Carry the plan out; the next token of each sequence that is ready for it, or why there is none."""
+        if plan.copies:
+            self.pool.copy(plan.copies)
+        ready = [part.sequence for part in plan.parts if part.is_last]
+        logits = self.forward(plan.parts)
+        return list(zip(ready, self.sample(logits, ready), strict=True)) if ready else []
 
-        Raises OutOfMemory where the pool has too few pages, with nothing stored.
-        """
-        self._take_pages(parts)
-        ready = [i for i, part in enumerate(parts) if part.is_last]
-        logits = self.forward(parts)
-        sampled: list[int | None] = [None] * len(parts)
-        for i, token in zip(ready, self._sample(logits, [parts[i].sequence for i in ready]), strict=True):
-            sampled[i] = token
-        return sampled
-
-    def release(self, sequence: Sequence) -> None:
-        """Give the sequence's pages back; there may be none."""
-        sequence.release(self.pool.book)
-
-    def forward(self, parts: list[Part[S]]) -> Tensor:
+    def forward(self, parts: tuple[Part[S], ...]) -> Tensor:
         """Store the parts' keys and values in pages that the sequences have; [n, V] after each part that is a last one.
 
         The logits are good until the next call.
@@ -54,7 +46,7 @@ class Runner:
             part.sequence.num_stored = part.stop
         return logits
 
-    def _logits(self, parts: list[Part[S]]) -> Tensor:
+    def _logits(self, parts: tuple[Part[S], ...]) -> Tensor:
         if self._graphs is not None and _is_decode(parts) and len(parts) <= SIZES[-1]:
             return self._graphs.decode(*lay_out(parts, torch.device("cpu")))
         tokens, step = lay_out(parts, self.model.device)
@@ -63,18 +55,29 @@ class Runner:
         logits_at = torch.tensor(ends, dtype=torch.int64, device=self.model.device)
         return self.model.forward(tokens, step, self.pool, logits_at)
 
-    def _take_pages(self, parts: Iterable[Part[Sequence]]) -> None:
-        for part in parts:
-            part.sequence.extend(self.pool.book, part.stop)
-
     @torch.inference_mode()
-    def _sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
-        if not sequences:
-            return []
-        params, texts = [s.params for s in sequences], [s.tokens for s in sequences]
-        uniforms = [s.uniform() for s in sequences]
-        tokens: list[int] = sample(logits[:, : self._vocab_size], params, texts, uniforms).tolist()
-        return tokens
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int | PolybitError]:
+        """logits [S, V] -> the next token of each, or the error of those that cannot have one."""
+        known, uniforms = logits[:, : self._vocab_size], [sequence.uniform() for sequence in sequences]
+        try:
+            return _drawn(known, sequences, uniforms)
+        except PolybitError as error:
+            if len(sequences) == 1:
+                return [error]
+        return [_alone(known[i : i + 1], sequences[i], uniforms[i]) for i in range(len(sequences))]
+
+
+def _drawn(logits: Tensor, sequences: list[Sequence], uniforms: list[float]) -> list[int | PolybitError]:
+    params, texts = [sequence.params for sequence in sequences], [sequence.tokens for sequence in sequences]
+    tokens: list[int | PolybitError] = sample(logits, params, texts, uniforms).tolist()
+    return tokens
+
+
+def _alone(logits: Tensor, sequence: Sequence, uniform: float) -> int | PolybitError:
+    try:
+        return _drawn(logits, [sequence], [uniform])[0]
+    except PolybitError as error:
+        return error
 
 
 def _is_decode(parts: Iterable[Part[S]]) -> bool:
@@ -82,7 +85,7 @@ def _is_decode(parts: Iterable[Part[S]]) -> bool:
     return all(part.count == 1 and part.is_last for part in parts)
 
 
-def lay_out(parts: list[Part[S]], device: torch.device) -> tuple[Tensor, Step]:
+def lay_out(parts: tuple[Part[S], ...], device: torch.device) -> tuple[Tensor, Step]:
     """The parts one after another: tokens [T] and the step that places them."""
     tokens: list[int] = []
     positions: list[int] = []

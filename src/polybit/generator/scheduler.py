@@ -21,8 +21,8 @@ S = TypeVar("S", bound=Holding)
 
 @dataclass(frozen=True)
 class Limits:
-    sequences: int = 64  # that run at once
-    prompt_tokens: int = 2048  # of a step where nobody waits for a next token
+    sequences: int  # that run at once
+    prompt_tokens: int  # of a step where nobody waits for a next token
     tokens_beside: int = 512  # of prompts, in a step where someone does
 
 
@@ -98,9 +98,9 @@ class Scheduler(Generic[S]):
     Whoever comes in must fit into the pool alone. `running` ones hold pages, `waiting` ones do not.
     """
 
-    def __init__(self, book: PageBook, limits: Limits | None = None) -> None:
+    def __init__(self, book: PageBook, limits: Limits) -> None:
         self.book = book
-        self.limits = limits or Limits()
+        self.limits = limits
         self._running: list[Entry[S]] = []  # both by number
         self._waiting: list[Entry[S]] = []
         self._entries: dict[S, Entry[S]] = {}
@@ -130,10 +130,17 @@ class Scheduler(Generic[S]):
         if entry is None:
             return
         (self._running if entry in self._running else self._waiting).remove(entry)
-        if is_sound:
-            sequence.release(self.book)
-        else:
-            sequence.discard(self.book)
+        _give_back(sequence, self.book, is_sound)
+
+    def interrupted(self, plan: Plan[S] | None) -> None:
+        """The plan (None: its making) was cut off somewhere; what it may have stored is stored once more."""
+        if plan is None or plan.copies:
+            while self._running:
+                self._send_away(is_sound=False)
+            return
+        for part in plan.parts:
+            if part.sequence.num_pending == 0:
+                part.sequence.num_stored -= 1
 
     def stored(self, plan: Plan[S]) -> None:
         """The plan was carried out, and the tokens that follow are in."""
@@ -180,16 +187,18 @@ class Scheduler(Generic[S]):
     def _make_room(self, entry: Entry[S], length: int, draft: Draft[S]) -> bool:
         """Send the newest away until `length` tokens of this one have room; whether it could stay itself."""
         while entry.sequence.num_missing(length) > self.book.num_free:
-            newest = self._running.pop()
+            newest = self._running[-1]
             draft.counts.pop(newest, None)
-            if draft.copies.pop(newest, None) is None:
-                newest.sequence.release(self.book)
-            else:  # its last page holds nothing yet
-                newest.sequence.discard(self.book)
-            insort(self._waiting, newest, key=_number)
+            self._send_away(is_sound=draft.copies.pop(newest, None) is None)  # else its last page holds nothing yet
             if newest is entry:
                 return False
         return True
+
+    def _send_away(self, is_sound: bool) -> None:
+        """The newest starts over, when its turn comes again."""
+        newest = self._running.pop()
+        _give_back(newest.sequence, self.book, is_sound)
+        insort(self._waiting, newest, key=_number)
 
     # ---- the queue
 
@@ -211,6 +220,13 @@ class Scheduler(Generic[S]):
         found = sequence.findable(self.book)
         left = self.book.num_free - promised - sum(map(self.book.is_free, found))
         return sequence.num_missing(len(sequence.tokens)) - len(found) <= left
+
+
+def _give_back(sequence: Holding, book: PageBook, is_sound: bool) -> None:
+    if is_sound:
+        sequence.release(book)
+    else:
+        sequence.discard(book)
 
 
 def _number(entry: Entry[S]) -> int:

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from polybit.cache import PAGE_TOKENS, Holding, PageBook, pages_for
 from polybit.generator.scheduler import Limits, Scheduler
 
+ROOMY = Limits(64, prompt_tokens=2048)
+
 
 class Pool:
     """Instead of keys and values, every slot holds a hash of the tokens up to its own: what they would depend on."""
 
-    def __init__(self, pages, limits=None):
+    def __init__(self, pages, limits=ROOMY):
         self.book = PageBook(pages)
         self.scheduler = Scheduler(self.book, limits)
         self.slots = [[None] * PAGE_TOKENS for _ in range(pages)]
@@ -79,18 +81,18 @@ def text(length, start=0):
 
 class TestPrompts:
     def test_are_read_in_chunks_that_end_with_a_page(self):
-        pool = Pool(20, Limits(prompt_tokens=600))
+        pool = Pool(20, Limits(64, prompt_tokens=600))
         pool.add(text(1300))
         assert [counts(pool.advance()) for _ in range(4)] == [[512], [512], [276], [1]]
 
     def test_share_a_step(self):
-        pool = Pool(20, Limits(prompt_tokens=600))
+        pool = Pool(20, Limits(64, prompt_tokens=600))
         for i in range(3):
             pool.add(text(250, i))
         assert [counts(pool.advance()) for _ in range(2)] == [[250, 250, 100], [1, 1, 150]]
 
     def test_do_not_stall_those_who_wait_for_a_token(self):
-        pool = Pool(40, Limits(prompt_tokens=2048, tokens_beside=256))
+        pool = Pool(40, Limits(64, 2048, tokens_beside=256))
         running = pool.add(text(10))
         pool.advance()
         pool.add(text(2000, 1))
@@ -99,7 +101,7 @@ class TestPrompts:
         assert all(plan.parts[0].sequence is running for plan in plans)
 
     def test_only_so_many_run_at_once(self):
-        pool = Pool(40, Limits(sequences=3))
+        pool = Pool(40, Limits(3, 2048))
         sequences = [pool.add(text(5, i)) for i in range(5)]
         assert len(counts(pool.advance())) == 3
         pool.scheduler.remove(sequences[1])
@@ -238,7 +240,7 @@ def test_a_thousand_requests_with_a_pool_of_a_tenth_of_their_demand_all_end(seed
     ]
     at_once = 30
     demand = sum(pages_for(len(prompt) + answer) for prompt, answer, _ in requests[:at_once])
-    pool = Pool(max(5, demand // 10), Limits(sequences=at_once))
+    pool = Pool(max(5, demand // 10), Limits(at_once, 2048))
     serve_all(pool, requests, rng, cancel_rate=0.002)
     assert pool.book.num_held == 0
     arrived = {sequence: number for number, sequence in enumerate(pool.hashes)}
