@@ -33,7 +33,7 @@ class Sequence(Holding):
         self._stopped_by: int | str | None = None
         self._random = random.Random(params.seed)
         self._num_cached = 0
-        self._requested = self._begun = time.perf_counter()
+        self._requested, self._begun = time.perf_counter(), 0.0
         self._token_times: list[float] = []
 
     @property
@@ -44,9 +44,13 @@ class Sequence(Holding):
     def has_ended(self) -> bool:
         return self.finish_reason is not None or self.error is not None or self.is_cancelled
 
+    @property
+    def has_begun(self) -> bool:
+        return self._begun > 0
+
     def begin(self) -> None:
         """Start the clock of its first step."""
-        if self._begun == self._requested:
+        if not self._begun:
             self._begun = time.perf_counter()
 
     def uniform(self) -> float:
@@ -78,7 +82,7 @@ class Sequence(Holding):
             stopped_by=self._stopped_by,
             prompt_tokens=self.num_prompt,
             cached_tokens=self._num_cached,
-            queued_seconds=self._begun - self._requested,
+            queued_seconds=self._begun - self._requested if self._begun else 0.0,
             prefill_seconds=times[0] - self._begun if times else 0.0,
             decode_seconds=times[-1] - times[0] if times else 0.0,
         )

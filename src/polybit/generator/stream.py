@@ -75,6 +75,11 @@ class Stream(Iterator[str], AsyncIterator[str]):
         return self._sequence.error
 
     @property
+    def has_begun(self) -> bool:
+        """Whether it has left the queue."""
+        return self._sequence.has_begun
+
+    @property
     def prompt_tokens_read(self) -> int:
         """How far the prompt is read; tokens that others had read before count."""
         return min(self._sequence.num_stored, self._sequence.num_prompt)
