@@ -6,7 +6,8 @@ from torch import Tensor
 from polybit.cache import PAGE_TOKENS, Holding, KVPool, pages_for
 from polybit.errors import OutOfMemory
 from polybit.generator.graphs import decode_graphs
-from polybit.generator.runner import Runner, lay_out
+from polybit.generator.layout import lay_out
+from polybit.generator.runner import Runner
 from polybit.generator.scheduler import Part
 from polybit.model.device import current
 from polybit.model.footprint import CHUNK_TOKENS

@@ -84,6 +84,11 @@ class Holding:
 
     # ---- taking and giving
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a page that is held takes one more token."""
+        return self.num_stored < PAGE_TOKENS * len(self.pages)
+
     def num_missing(self, length: int) -> int:
         """Pages that the first `length` tokens need beside those that are held."""
         return max(0, pages_for(length) - len(self.pages))

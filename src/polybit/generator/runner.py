@@ -6,14 +6,14 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from polybit.cache import PAGE_TOKENS, KVPool
+from polybit.cache import KVPool
 from polybit.errors import PolybitError
 from polybit.generator.graphs import SIZES, DecodeGraphs
+from polybit.generator.layout import DecodeLayout, lay_out
 from polybit.generator.sampling import sample
 from polybit.generator.scheduler import Part, Plan, S
 from polybit.generator.sequence import Sequence
 from polybit.model.model import Model
-from polybit.modules.step import Step
 
 
 class Runner:
@@ -27,6 +27,7 @@ class Runner:
         self.pool = pool
         self._vocab_size = vocab_size
         self._graphs = graphs
+        self._decode_layout = DecodeLayout()
 
     def run(self, plan: Plan[Sequence]) -> list[tuple[Sequence, int | PolybitError]]:
         """Carry the plan out; the next token of each sequence that is ready for it, or why there is none."""
@@ -47,8 +48,8 @@ class Runner:
         return logits
 
     def _logits(self, parts: tuple[Part[S], ...]) -> Tensor:
-        if self._graphs is not None and _is_decode(parts) and len(parts) <= SIZES[-1]:
-            return self._graphs.decode(*lay_out(parts, torch.device("cpu")))
+        if self._graphs is not None and len(parts) <= SIZES[-1] and _is_decode(parts):
+            return self._graphs.decode(*self._decode_layout([part.sequence for part in parts]))
         tokens, step = lay_out(parts, self.model.device)
         stops = accumulate(part.count for part in parts)
         ends = [stop - 1 for stop, part in zip(stops, parts, strict=True) if part.is_last]
@@ -82,32 +83,4 @@ def _alone(logits: Tensor, sequence: Sequence, uniform: float) -> int | PolybitE
 
 def _is_decode(parts: Iterable[Part[S]]) -> bool:
     """Whether every sequence has one token left, from which its next one follows."""
-    return all(part.count == 1 and part.is_last for part in parts)
-
-
-def lay_out(parts: tuple[Part[S], ...], device: torch.device) -> tuple[Tensor, Step]:
-    """The parts one after another: tokens [T] and the step that places them."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    for part in parts:
-        pages, places = part.sequence.pages, range(part.sequence.num_stored, part.stop)
-        tokens += part.sequence.tokens[places.start : places.stop]
-        positions += places
-        slots += [pages[place // PAGE_TOKENS] * PAGE_TOKENS + place % PAGE_TOKENS for place in places]
-    step = Step(
-        positions=torch.tensor(positions, device=device),
-        slots=torch.tensor(slots, device=device),
-        page_table=torch.tensor(_padded([part.sequence.pages for part in parts]), dtype=torch.int32, device=device),
-        query_starts=torch.tensor([0, *accumulate(part.count for part in parts)], dtype=torch.int32, device=device),
-        lengths=torch.tensor([part.stop for part in parts], dtype=torch.int32, device=device),
-        max_queries=max(part.count for part in parts),
-        max_length=max(part.stop for part in parts),
-    )
-    return torch.tensor(tokens, device=device), step
-
-
-def _padded(rows: list[list[int]]) -> list[list[int]]:
-    """All as long as the longest, by zeros."""
-    width = max(map(len, rows))
-    return [[*row, *[0] * (width - len(row))] for row in rows]
+    return all(part.count == 1 == part.sequence.num_pending for part in parts)

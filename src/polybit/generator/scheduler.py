@@ -26,7 +26,7 @@ class Limits:
     tokens_beside: int = 512  # of prompts, in a step where someone does
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Part(Generic[S]):
     """The next `count` tokens of a sequence that the model has not seen."""
 
@@ -170,6 +170,9 @@ class Scheduler(Generic[S]):
 
     def _draft_part(self, entry: Entry[S], draft: Draft[S]) -> None:
         sequence, count = entry.sequence, 1
+        if sequence.num_pending == 1 and sequence.has_room:  # nearly always, and this is done for all at every step
+            draft.counts[entry] = 1
+            return
         if sequence.num_pending > 1:
             if draft.reads_the_same(sequence):
                 return
