@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-import polybit
+from polybit import version
 from polybit.bench.first_use import FirstUse
 
 
@@ -69,11 +69,11 @@ class Report:
 
 def source_commit() -> str:
     """The git commit of the tree that this program comes from, `-dirty` if changed since; else the version."""
-    root = Path(polybit.__file__).parents[2]
+    root = Path(version.__file__).parents[2]
     if not (root / ".git").exists():
-        return polybit.__version__
+        return version.__version__
     command = ("git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git here, or a tree that is not its user's
-        return polybit.__version__
+        return version.__version__

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-import polybit
+from polybit import version
 from polybit.bench.first_use import FirstUse
 from polybit.bench.report import source_commit
 from polybit.bench.subject import Request
@@ -117,10 +117,10 @@ def test_a_model_that_does_not_fit_is_refused_with_both_sizes(
 
 
 def test_the_commit_is_the_source_trees_or_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polybit, "__file__", str(tmp_path / "src" / "polybit" / "__init__.py"))
-    assert source_commit() == polybit.__version__
+    monkeypatch.setattr(version, "__file__", str(tmp_path / "src" / "polybit" / "version.py"))
+    assert source_commit() == version.__version__
     (tmp_path / ".git").write_text("gitdir: nowhere")
-    assert source_commit() == polybit.__version__
+    assert source_commit() == version.__version__
 
 
 @pytest.mark.parametrize(
