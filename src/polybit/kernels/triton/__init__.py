@@ -8,6 +8,7 @@ from polybit.kernels.triton.attention import attention
 from polybit.kernels.triton.embedding import embedding
 from polybit.kernels.triton.matrices import (
     dequantize,
+    exl2_bytes,
     gated_matmul,
     matmul,
     norm_matmul,
@@ -20,6 +21,7 @@ from polybit.kernels.triton.rope import rope
 
 __all__ = [
     "DEVICES",
+    "KEPT_BYTES",
     "NAME",
     "NATIVE_OPS",
     "READS_PACKED",
@@ -27,6 +29,7 @@ __all__ = [
     "attention",
     "dequantize",
     "embedding",
+    "exl2_bytes",
     "gated_activate",
     "gated_matmul",
     "join",
@@ -43,6 +46,7 @@ __all__ = [
 
 NAME = "triton"
 DEVICES = frozenset({"cuda", "cpu"} if knobs.runtime.interpret else {"cuda"})
+KEPT_BYTES = 1 << 20  # counters of parts of a sum
 READS_PACKED = True
 NATIVE_OPS = frozenset(
     {
