@@ -19,7 +19,7 @@ from polybit.kernels.cuda.decode import MAX_ROWS, ROWS_AT_ONCE
 from polybit.spec import Activation
 
 DEVICE = torch.device("cuda:0")
-ROWS = (1, 8, ROWS_AT_ONCE, MAX_ROWS)
+ROWS = (1, 8, ROWS_AT_ONCE, MAX_ROWS, MAX_ROWS + 6)  # beyond MAX_ROWS matrices are dequantized
 MAX_ERROR = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
 WIDTHS = (2, 3, 4, 5, 6, 8)
 MIXTURE = ((8, 32), (6, 64), (5, 32), (4, 96), (3, 64), (2, 288))  # 576 rows
