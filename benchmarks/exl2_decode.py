@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from card import Unfit, about_this_card
 from polybit.format import exl2
 from polybit.format.exl2 import Exl2Tensor
 from polybit.kernels.cuda import streamed
@@ -101,9 +102,14 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", type=int, default=[1, 4, 8, 16])
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--commit", help="of the source tree, where git cannot be asked")
     args = parser.parse_args()
-    bandwidth, card = read_bandwidth(), torch.cuda.get_device_name(0)
-    print(f"{card}: reads {bandwidth / 1e9:.0f} GB/s")
+    try:
+        about = about_this_card(args.commit)
+    except Unfit as why:
+        raise SystemExit(f"error: {why}") from why
+    bandwidth = read_bandwidth()
+    print(f"{about['card']}: reads {bandwidth / 1e9:.0f} GB/s")
     rows = []
     for name in args.shapes:
         in_features, parts = SHAPES[name]
@@ -119,7 +125,7 @@ def main() -> None:
             rows.append({"shape": name, "rows": count, "us": taken, "fraction": share, "error": found})
             print(f"{name:16s} {count:3d} rows {taken:8.1f} us {matrix.stream.nbytes / 1e6:7.1f} MB {share:6.1%}")
     if args.json:
-        args.json.write_text(json.dumps({"device": card, "read_gb_s": bandwidth / 1e9, "rows": rows}, indent=1))
+        args.json.write_text(json.dumps(about | {"read_gb_s": bandwidth / 1e9, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

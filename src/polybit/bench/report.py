@@ -27,12 +27,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Vram:
-    """Peaks in bytes, from before loading to after a full cache of `cache_tokens`."""
+    """Bytes; peaks are from before loading to after a full cache of `cache_tokens`."""
 
-    allocated: int  # by torch, in tensors
-    reserved: int  # by torch, with what it keeps for later
-    used: int  # of the device, by everyone
+    weights: int  # in tensors once the model was loaded
+    allocated: int  # by torch, in tensors, at its peak
+    reserved: int  # by torch, with what it keeps for later, at its peak
+    used: int  # of the device, by everyone, in the end
     cache_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        sizes = asdict(self)
+        tokens = sizes.pop("cache_tokens")
+        return {f"{name}_gb": size / 1e9 for name, size in sizes.items()} | {"cache_tokens": tokens}
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ class Report:
             "prefill": [asdict(row) for row in self.prefill],
             "load_s": self.load_s,
             "vram_gb": None if self.vram is None else self.vram.used / 1e9,
+            "vram": None if self.vram is None else self.vram.to_json(),
             "first_use_s": None if self.first_use is None else self.first_use.empty_cache,
+            "first_use_cached_s": None if self.first_use is None else self.first_use.full_cache,
             "read_gb_s": self.read_gb_s,
             "matmul_tflops": self.matmul_tflops,
             "device": self.device,
