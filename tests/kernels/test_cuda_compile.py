@@ -20,13 +20,13 @@ FORMS = tuple(dict.fromkeys(form_for(rows) for rows in range(1, ROWS_AT_ONCE + 1
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.most_rows} rows")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_products(architecture, form) -> None:
-    assert len(compile_cubin(form.build(form.most_warps, out_float=form.one), architecture)) > 1000
+    assert len(compile_cubin(form.build(form.most_warps), architecture)) > 1000
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.most_rows} rows")
 def test_products_on_cards_with_little_shared_memory(form) -> None:
     """Fewer warps, for each of which the compiler has more registers."""
-    assert len(compile_cubin(form.build(2, out_float=not form.one), "sm_75")) > 1000
+    assert len(compile_cubin(form.build(2), "sm_75")) > 1000
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -4,6 +4,7 @@
 // IN, WEIGHT: types of activations and of a norm's weight, as in numbers.cuh; OUT: of what is written, fp16 or bf16.
 // TOKENS: of a thread block, 1 or 2; shared memory holds two bytes for each and feature.
 
+#include "activate.cuh"
 #include "numbers.cuh"
 
 typedef Number<IN>::Type In;
@@ -124,14 +125,6 @@ extern "C" __global__ void gather_normed(
 }
 
 template <int activation>
-__device__ __forceinline__ float activate(float x) {
-    if constexpr (activation == 0) return __fdividef(x, 1.f + __expf(-x));
-    else if constexpr (activation == 1) return 0.5f * x * (1.f + erff(x * 0.70710678118654752f));
-    else if constexpr (activation == 2) return 0.5f * x * (1.f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-    else return fmaxf(x, 0.f);
-}
-
-template <int activation>
 __device__ __forceinline__ void stage_gated(
     u32 width, u32 num_tokens, const In* gate, u32 gate_stride, const In* up, u32 up_stride
 ) {
@@ -145,7 +138,7 @@ __device__ __forceinline__ void stage_gated(
     });
 }
 
-// The same of act(gate) * up, both [num_tokens, stride]; activation as in decode.py: ACTIVATIONS.
+// The same of act(gate) * up, both [num_tokens, stride]; activation as in activate.cuh.
 extern "C" __global__ void gather_gated(
     const int* order, u16* out, u32 width, u32 num_tokens, const In* gate, u32 gate_stride, const In* up, u32 up_stride,
     u32 activation

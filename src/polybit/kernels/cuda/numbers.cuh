@@ -27,6 +27,12 @@ struct Number<2> {
     typedef float Type;
 };
 
+template <int kind>
+__device__ __forceinline__ float read_one(typename Number<kind>::Type x) {
+    if constexpr (kind == 2) return x;
+    else return Number<kind>::low(x);
+}
+
 // Eight neighbours, at an address that 16 divides.
 template <int kind>
 __device__ __forceinline__ void read_eight(const typename Number<kind>::Type* from, float (&values)[8]) {

@@ -67,7 +67,7 @@ def test_layers_of_an_8b_have_a_launch_on_small_cards(text, in_features, widths,
 
 def test_a_schedule_with_too_many_parts_says_so() -> None:
     layout = stream_layout(parameter_set("100%x4b/g32").layout(8192))
-    schedule = make_schedule((Shape(layout, 64),), (0,), (0,), Warps(1, 1, 2), 2048)
+    schedule = make_schedule((Shape(layout, 64),), (0,), (0,), Warps(1, 2), 2048)
     assert schedule.most_parts > MAX_PARTS
     assert not schedule.fits_tables
 
