@@ -110,7 +110,7 @@ class Layer:
     """The products of one layer, as a model calls them."""
 
     def __init__(self, tokens: int) -> None:
-        self.made = [make(*SHAPES[name]) for name in LAYER]
+        self.made = [make(*SHAPES[name][:2]) for name in LAYER]
         self.x = torch.randn(tokens, 8192, device=DEVICE)
         self.mixed = torch.randn(tokens, 8192, device=DEVICE).half()
         self.gate, self.up = torch.randn(tokens, 57344, device=DEVICE).half().chunk(2, dim=1)
