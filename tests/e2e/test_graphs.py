@@ -11,7 +11,8 @@ from packed_model import matrices_of, pack_model
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.generator import Engine
 from polybit.generator.graphs import cuda_capture, obstacle
-from polybit.generator.runner import Part
+from polybit.generator.scheduler import Part
+from polybit.generator.sequence import Sequence
 from polybit.model.load import load
 from polybit.model.model import Model
 from polybit.model.options import LoadOptions
@@ -77,6 +78,14 @@ def test_longer_contexts_elsewhere_leave_a_graph_its_rope_tables(model: Model, f
     del junk
 
 
+def next_logits(bench: Bench, sequences: list[Sequence]) -> torch.Tensor:
+    """[S, V] after the last token of each."""
+    parts = tuple(Part(sequence, 1) for sequence in sequences)
+    for part in parts:
+        part.sequence.extend(bench.pool.book, part.stop)
+    return bench.runner.forward(parts).clone()
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, len(LENGTHS)])
 def test_matrices_that_kernels_stream_give_the_logits_of_eager_steps(tmp_path: Path, count: int) -> None:
     """In half precision, where two ways to divide attention round differently: logits, not tokens, are compared."""
@@ -88,10 +97,7 @@ def test_matrices_that_kernels_stream_give_the_logits_of_eager_steps(tmp_path: P
     benches = [Bench(model, folder, capture) for capture in (None, cuda_capture(model.device))]
     batches = [[bench.begin(length, i) for i, length in enumerate(LENGTHS[:count])] for bench in benches]
     for _ in range(12):
-        eager, captured = (
-            bench.runner.forward([Part(sequence, 1) for sequence in sequences]).clone()
-            for bench, sequences in zip(benches, batches, strict=True)
-        )
+        eager, captured = (next_logits(bench, sequences) for bench, sequences in zip(benches, batches, strict=True))
         assert_close(captured.half(), eager, "model")
         for sequences in batches:
             for sequence, token in zip(sequences, eager[:, :256].argmax(-1).tolist(), strict=True):
