@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from card import Unfit, about_this_card
 from polybit.format import exl2
 from polybit.format.exl2 import Exl2Tensor
 from polybit.kernels.cuda import streamed
@@ -171,9 +172,14 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--layers", nargs="*", default=list(LAYERS), choices=list(LAYERS))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--commit", help="of the source tree, where git cannot be asked")
     args = parser.parse_args()
-    bandwidth, card = read_bandwidth(), torch.cuda.get_device_name(0)
-    print(f"{card}: reads {bandwidth / 1e9:.0f} GB/s")
+    try:
+        about = about_this_card(args.commit)
+    except Unfit as why:
+        raise SystemExit(f"error: {why}") from why
+    bandwidth = read_bandwidth()
+    print(f"{about['card']}: reads {bandwidth / 1e9:.0f} GB/s")
     rows, layers = [], []
     for name in args.shapes:
         in_features, parts, kind = SHAPES[name]
@@ -196,8 +202,8 @@ def main() -> None:
             layers.append({"layer": name, "rows": count, "us": layer_us(made, count)})
             print(f"{name:16s} layer {count:3d} rows {layers[-1]['us']:8.1f} us")
     if args.json:
-        said = {"device": card, "read_gb_s": bandwidth / 1e9, "rows": rows, "layers": layers}
-        args.json.write_text(json.dumps(said, indent=1))
+        said = about | {"read_gb_s": bandwidth / 1e9, "rows": rows, "layers": layers}
+        args.json.write_text(json.dumps(said, indent=1) + "\n")
 
 
 if __name__ == "__main__":

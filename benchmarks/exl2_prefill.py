@@ -11,9 +11,10 @@ import json
 from pathlib import Path
 
 import torch
-from exl2_decode import DEVICE, SHAPES, make, median_ms, random_tensor
 from torch import Tensor
 
+from card import about_this_card
+from exl2_decode import DEVICE, SHAPES, make, median_ms, random_tensor
 from polybit.bench.ceilings import matmul_tflops
 from polybit.format import exl2
 from polybit.format.exl2 import Exl2Tensor
@@ -176,13 +177,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--commit", help="of the source tree, where git cannot be asked")
     args = parser.parse_args()
     for dtype in (torch.float16, torch.bfloat16):
         check(dtype)
     buffer, other = (torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE) for _ in range(2))
     writes, copies = buffer.nbytes / ms(buffer.zero_) / 1e6, 2 * buffer.nbytes / ms(lambda: buffer.copy_(other)) / 1e6
-    rate, card = matmul_tflops(DEVICE, torch.float16), torch.cuda.get_device_name(0)
-    print(f"{card}: checked; writes {writes:.0f} GB/s, copies {copies:.0f} GB/s, multiplies {rate:.0f} TFLOP/s")
+    rate, about = matmul_tflops(DEVICE, torch.float16), about_this_card(args.commit)
+    print(
+        f"{about['card']}: checked; writes {writes:.0f} GB/s, copies {copies:.0f} GB/s, multiplies {rate:.0f} TFLOP/s"
+    )
     rows = {columns: time_dequantizing(columns) for columns in (6144, 2048)}
     gathers = time_gathering(args.tokens)
     layer = Layer(args.tokens)
@@ -193,7 +197,7 @@ def main() -> None:
     print(f"at the card's rate {limit:.2f} ({limit / taken:.1%})")
     if args.json:
         said = {
-            "device": card, "write_gb_s": writes, "copy_gb_s": copies, "matmul_tflops": rate, "dequantize_gb_s": rows,
+            **about, "write_gb_s": writes, "copy_gb_s": copies, "matmul_tflops": rate, "dequantize_gb_s": rows,
             "gather_gb_s": gathers, "layer_ms": taken, "products_ms": alone, "limit_ms": limit, "tokens": args.tokens,
         }  # fmt: skip
         args.json.write_text(json.dumps(said, indent=1) + "\n")

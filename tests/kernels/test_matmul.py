@@ -57,6 +57,13 @@ def test_packed_matrices_stay_small(backend, device, random) -> None:
     assert (packed.in_features, packed.out_features) == (unpacked.in_features, unpacked.out_features) == (96, 256)
 
 
+@pytest.mark.parametrize("groups", MIXES.values(), ids=MIXES.keys())
+def test_a_plan_knows_what_a_packed_matrix_takes(backend, device, dtype, random, groups) -> None:
+    tensor = random_exl2(groups, 160, random)
+    packed = backend.prepare_exl2(tensor, 1.0, device, dtype, False)
+    assert backend.exl2_bytes(tensor.layout, tensor.out_features, dtype) == packed.num_bytes
+
+
 @pytest.mark.parametrize("rows", [2, 70])
 def test_wide_matrices_are_dequantized_in_parts(backend, device, random, monkeypatch, rows) -> None:
     monkeypatch.setattr(matrices, "MAX_WORK_WEIGHTS", 96 * 64)

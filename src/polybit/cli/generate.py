@@ -10,8 +10,9 @@ from polybit.cli.loading import load_engine
 from polybit.cli.shared_options import CacheTokens, ModelName, loading, sampling
 from polybit.errors import RequestError
 from polybit.generator.completion import Completion
-from polybit.generator.engine import Engine, Stream
+from polybit.generator.engine import Engine
 from polybit.generator.params import SamplingParams
+from polybit.generator.stream import Stream
 from polybit.model.options import LoadOptions
 from polybit.text import Message
 

@@ -1,50 +1,57 @@
-"""One request on its way: its tokens, where their keys and values lie, its own randomness, and its text so far."""
+"""One request on its way: its tokens and pages, its own randomness, its text so far, and how it ended."""
 
 import random
 import time
 from collections.abc import Sequence as Tokens
 
+from polybit.cache import Holding
+from polybit.errors import PolybitError
 from polybit.generator.completion import Completion, FinishReason
 from polybit.generator.params import SamplingParams
 from polybit.generator.stopping import HeldText
 from polybit.text import Detokenizer
 
 
-class Sequence:
-    """Grows by `accept`; `finish_reason` is set by the token that ends it."""
+class Sequence(Holding):
+    """Grows by `accept`; ends by a token that sets `finish_reason`, by an `error`, or because nobody wants it."""
 
     def __init__(
         self, prompt: Tokens[int], params: SamplingParams, ends: frozenset[int], detokenizer: Detokenizer, room: int
     ) -> None:
         """`ends`: token ids that end it. `room`: tokens that the context leaves for the answer."""
+        super().__init__(prompt)
         self.params = params
-        self.tokens = list(prompt)
         self.num_prompt = len(prompt)
-        self.num_stored = 0  # leading tokens whose keys and values are in the pool
-        self.pages: list[int] = []
+        self.pieces: list[str] = []  # of its text, as they became certain; some are empty
         self.finish_reason: FinishReason | None = None
+        self.error: PolybitError | None = None
+        self.is_cancelled = False
         self._ends = ends
         self._limit = min(room, params.max_tokens or room)
         self._detokenizer = detokenizer
         self._held = HeldText(params.stop)
-        self._text: list[str] = []
         self._stopped_by: int | str | None = None
         self._random = random.Random(params.seed)
-        self._begun = 0.0
+        self._num_cached = 0
+        self._requested, self._begun = time.perf_counter(), 0.0
         self._token_times: list[float] = []
-
-    @property
-    def num_pending(self) -> int:
-        """Tokens that the model has not seen."""
-        return len(self.tokens) - self.num_stored
 
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.num_prompt
 
+    @property
+    def has_ended(self) -> bool:
+        return self.finish_reason is not None or self.error is not None or self.is_cancelled
+
+    @property
+    def has_begun(self) -> bool:
+        return self._begun > 0
+
     def begin(self) -> None:
-        """Start its clock."""
-        self._begun = time.perf_counter()
+        """Start the clock of its first step."""
+        if not self._begun:
+            self._begun = time.perf_counter()
 
     def uniform(self) -> float:
         """The next number of [0, 1); of 24 bits, so that fp32 never rounds it up to 1."""
@@ -52,6 +59,8 @@ class Sequence:
 
     def accept(self, token: int) -> str:
         """Take the sampled token; returns the text that became certain."""
+        if not self._token_times:
+            self._num_cached = self.num_reused
         self._token_times.append(time.perf_counter())
         if token in self._ends:
             return self._emit(self._finish("stop", token))
@@ -67,11 +76,13 @@ class Sequence:
         """What came out so far."""
         times = self._token_times
         return Completion(
-            text="".join(self._text),
+            text="".join(self.pieces),
             tokens=tuple(self.tokens[self.num_prompt :]),
             finish_reason=self.finish_reason,
             stopped_by=self._stopped_by,
             prompt_tokens=self.num_prompt,
+            cached_tokens=self._num_cached,
+            queued_seconds=self._begun - self._requested if self._begun else 0.0,
             prefill_seconds=times[0] - self._begun if times else 0.0,
             decode_seconds=times[-1] - times[0] if times else 0.0,
         )
@@ -85,5 +96,5 @@ class Sequence:
         return text + self._held.finish()
 
     def _emit(self, text: str) -> str:
-        self._text.append(text)
+        self.pieces.append(text)
         return text

@@ -13,6 +13,8 @@ class HeldText:
 
     def feed(self, piece: str) -> str:
         """The text that became certain: all before a stop string, or all that cannot be part of one."""
+        if not self._stops:
+            return piece
         text = self._held + piece
         found = [(text.index(stop), stop) for stop in self._stops if stop in text]
         if found:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor, device, dtype
 
-from polybit.format.exl2 import Exl2Tensor
+from polybit.format.exl2 import Exl2Tensor, Layout
 from polybit.format.gptq import GptqTensor
 from polybit.spec import Activation
 
@@ -59,6 +59,7 @@ class Backend(Protocol):
     NAME: str
     NATIVE_OPS: frozenset[str]  # ops of this backend's own; the others are another's
     DEVICES: frozenset[str]  # types of torch devices that it serves
+    KEPT_BYTES: int  # of a GPU's memory that its kernels keep for themselves between calls, at most
     READS_PACKED: bool  # products of few rows read the packed words: holding them dequantized would slow them down
 
     def prepare_dense(self, weight: Tensor, device: device, dtype: dtype) -> Matrix:
@@ -69,6 +70,9 @@ class Backend(Protocol):
 
     def prepare_gptq(self, tensor: GptqTensor, prescale: float, device: device, dtype: dtype, unpacked: bool) -> Matrix:
         """As prepare_exl2, for a GPTQ matrix."""
+
+    def exl2_bytes(self, layout: Layout, out_features: int, dtype: dtype) -> int:
+        """Device memory of what prepare_exl2 makes of such a matrix, packed; out_features with padding."""
 
     def join(self, matrices: Sequence[Matrix]) -> Matrix | None:
         """One matrix for several of one input, whose outputs follow one another; None where nothing is gained by it."""

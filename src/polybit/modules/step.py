@@ -52,7 +52,7 @@ class KVStore(Protocol):
         """Store k and v [T, Hkv, D] of this step's tokens at step.slots."""
 
     def pages(self, layer: int) -> tuple[Tensor, Tensor]:
-        """k_pages and v_pages, each [pages, P, Hkv, D]."""
+        """k_pages and v_pages, each [pages, P, Hkv, D] and dense."""
 
 
 class Scratch:
@@ -65,8 +65,8 @@ class Scratch:
         self._held: tuple[Tensor, Tensor] | None = None
 
     def write(self, layer: int, k: Tensor, v: Tensor, step: Step) -> None:
-        rows, length = self._shape
-        self._held = (k.view(rows, length, *k.shape[1:]), v.view(rows, length, *v.shape[1:]))
+        k, v = (part.view(*self._shape, *part.shape[1:]) for part in (k, v))
+        self._held = (k.contiguous(), v.contiguous())  # they may be columns of a joint product
 
     def pages(self, layer: int) -> tuple[Tensor, Tensor]:
         assert self._held is not None

@@ -5,13 +5,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polybit.format.exl2 import Exl2Tensor
+from polybit.format.exl2 import Exl2Tensor, Layout
 from polybit.kernels import triton
+from polybit.kernels.composed import InTurn
 from polybit.kernels.cuda import decode, prompt, streamed
 from polybit.kernels.cuda.decode import MAX_ROWS
+from polybit.kernels.cuda.schedule import Shape
+from polybit.kernels.cuda.stream import stream_layout
 from polybit.kernels.cuda.streamed import HALF, Streamed
 from polybit.kernels.protocol import Matrix
 from polybit.spec import Activation
+
+GROUP_BYTES = 4 + 8  # of a Streamed: the scale maximum, and where its activations lie
+ORDER_BYTES = 4  # for each input feature
 
 
 def prepare_exl2(
@@ -20,6 +26,13 @@ def prepare_exl2(
     if unpacked or dtype not in HALF:
         return triton.prepare_exl2(tensor, prescale, device, dtype, unpacked)
     return streamed.prepare(tensor, prescale, device, dtype)
+
+
+def exl2_bytes(layout: Layout, out_features: int, dtype: torch.dtype) -> int:
+    if dtype not in HALF:
+        return triton.exl2_bytes(layout, out_features, dtype)
+    shape = Shape(stream_layout(layout), out_features)
+    return shape.num_bytes + GROUP_BYTES * len(shape.layout.groups) + ORDER_BYTES * layout.in_features
 
 
 def join(matrices: Sequence[Matrix]) -> Matrix | None:
@@ -35,9 +48,12 @@ def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
     return _plus(prompt.multiply(x, matrix), residual)
 
 
+_in_turn = InTurn(triton.rms_norm, triton.gated_activate, matmul)
+
+
 def norm_matmul(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Matrix) -> Tensor:
     if not isinstance(matrix, Streamed) or weight.dim() > 1:
-        return matmul(triton.rms_norm(x, weight, eps, offset).to(weight.dtype), matrix)
+        return _in_turn.norm_matmul(x, weight, eps, offset, matrix)
     multiply = decode.norm_multiply if len(x) <= MAX_ROWS else prompt.norm_multiply
     return multiply(x, weight, eps, offset, matrix)
 

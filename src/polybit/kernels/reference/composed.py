@@ -3,24 +3,17 @@
 import torch
 from torch import Tensor
 
-from polybit.kernels.protocol import HeadNorm, Matrix, Rotation
+from polybit.kernels.composed import InTurn
+from polybit.kernels.protocol import HeadNorm, Rotation
 from polybit.kernels.reference.activations import gated_activate
 from polybit.kernels.reference.attention import attention
 from polybit.kernels.reference.matrices import matmul
 from polybit.kernels.reference.norms import rms_norm
 from polybit.kernels.reference.pages import write_kv
 from polybit.kernels.reference.rope import rope
-from polybit.spec import Activation
 
-
-def norm_matmul(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Matrix) -> Tensor:
-    return matmul(rms_norm(x, weight, eps, offset).to(weight.dtype), matrix)
-
-
-def gated_matmul(
-    gate: Tensor, up: Tensor, activation: Activation, matrix: Matrix, residual: Tensor | None = None
-) -> Tensor:
-    return matmul(gated_activate(gate, up, activation), matrix, residual)
+_in_turn = InTurn(rms_norm, gated_activate, matmul)
+norm_matmul, gated_matmul = _in_turn.norm_matmul, _in_turn.gated_matmul
 
 
 def decode_attention(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polybit.format import exl2, gptq
-from polybit.format.exl2 import Exl2Tensor
+from polybit.format.exl2 import Exl2Tensor, Layout
 from polybit.format.gptq import GptqTensor
 from polybit.kernels.protocol import Matrix
 
@@ -82,6 +82,10 @@ def prepare_gptq(
     tensor: GptqTensor, prescale: float, device: torch.device, dtype: torch.dtype, unpacked: bool
 ) -> Matrix:
     return _prepare(PackedMatrix(tensor.to(device), prescale, dtype), unpacked)
+
+
+def exl2_bytes(layout: Layout, out_features: int, dtype: torch.dtype) -> int:
+    return exl2.storage_bits(layout, out_features, bias=False) // 8
 
 
 def _prepare(packed: PackedMatrix, unpacked: bool) -> Matrix:

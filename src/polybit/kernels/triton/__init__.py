@@ -9,6 +9,7 @@ from polybit.kernels.triton.decode_attention import decode_attention
 from polybit.kernels.triton.embedding import embedding
 from polybit.kernels.triton.matrices import (
     dequantize,
+    exl2_bytes,
     gated_matmul,
     matmul,
     norm_matmul,
@@ -21,6 +22,7 @@ from polybit.kernels.triton.rope import rope
 
 __all__ = [
     "DEVICES",
+    "KEPT_BYTES",
     "NAME",
     "NATIVE_OPS",
     "READS_PACKED",
@@ -29,6 +31,7 @@ __all__ = [
     "decode_attention",
     "dequantize",
     "embedding",
+    "exl2_bytes",
     "gated_activate",
     "gated_matmul",
     "join",
@@ -45,6 +48,7 @@ __all__ = [
 
 NAME = "triton"
 DEVICES = frozenset({"cuda", "cpu"} if knobs.runtime.interpret else {"cuda"})
+KEPT_BYTES = 1 << 20  # counters of parts of a sum
 READS_PACKED = True
 NATIVE_OPS = frozenset(
     {
