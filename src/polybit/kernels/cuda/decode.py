@@ -1,4 +1,4 @@
-"""Products of few rows straight from the stream: which build of `exl2_decode` for how many rows, and its launch."""
+"""Products of few rows straight from the stream: which build of `exl2_decode` or `exl2_row`, and its launch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from polybit.errors import KernelError
 from polybit.kernels.cuda.compile import Build
 from polybit.kernels.cuda.launch import Argument, Kernel, shared_memory
-from polybit.kernels.cuda.schedule import Schedule, Shape, Warps, make_schedule
+from polybit.kernels.cuda.schedule import MAX_TILES, Schedule, Shape, Warps, make_schedule
 from polybit.kernels.cuda.stream import TILE_COLUMNS
 from polybit.kernels.cuda.streamed import Streamed
 from polybit.spec import Activation
@@ -22,21 +22,20 @@ ROWS_AT_ONCE = 16
 WEIGHT_BYTES = 2176  # of a chunk in the ring
 SLOTS = 2  # chunks of a warp's ring
 SUM_BYTES = 4 * (TILE_COLUMNS + 4)  # of a row's sums over one tile
-STATIC_BYTES = 8192  # shared memory that the kernel declares itself, and what the driver keeps
-ROWS, ROW_WARPS, VARIANT = True, 16, dict[str, int]()
+STATIC_BYTES = 6144  # shared memory that the kernel declares itself, and what the driver keeps
 KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 ACTIVATIONS = (Activation.SILU, Activation.GELU, Activation.GELU_TANH, Activation.RELU)
 
 
 @dataclass(frozen=True)
 class Form:
-    """A build of the kernel, by how many rows it takes."""
+    """A build of a kernel, by how many rows it takes and who sorts them: a launch before it, or each thread block."""
 
     row_tiles: int  # NT, of 8 rows
     one: bool
     most_warps: int
-    input_bytes: int = 0  # of a row that thread blocks sort themselves, which has
-    width: int = 0  # features; none where a launch before sorts them
+    width: int = 0  # features of the row that each thread block sorts; 0: a launch before it does
+    sorted_bytes: int = 0  # that it then takes
 
     @property
     def max_chunk(self) -> int:
@@ -46,9 +45,8 @@ class Form:
     @property
     def slot_bytes(self) -> int:
         rows = self.most_rows
-        if self.input_bytes:
-            return WEIGHT_BYTES
-        return WEIGHT_BYTES + (64 * rows + (16 if self.one else 8 * rows)) * self.max_chunk
+        inputs = 0 if self.width else 64 * rows + (16 if self.one else 8 * rows)
+        return WEIGHT_BYTES + inputs * self.max_chunk
 
     @property
     def most_rows(self) -> int:
@@ -57,22 +55,23 @@ class Form:
     def shared_bytes(self, warps: int, num_sums: int) -> int:
         """Of a thread block: its warps' rings, the sorted row, and their sums, or before them the row as it came."""
         rings, sums = warps * SLOTS * self.slot_bytes, num_sums * self.most_rows * SUM_BYTES
-        return rings + self.input_bytes + max(sums, 4 * self.width)
+        return rings + self.sorted_bytes + max(sums, 4 * self.width)
 
     def build(self, warps: int) -> Build:
-        macros = {"NT": self.row_tiles, "ONE": int(self.one), "WARPS": warps, "SLOTS": SLOTS}
-        return Build.of("exl2_row.cu" if self.input_bytes else "exl2_decode.cu", macros | VARIANT)
+        macros = {"NT": self.row_tiles, "ONE": int(self.one), "WARPS": warps, "SLOTS": SLOTS, "MAX_TILES": MAX_TILES}
+        return Build.of("exl2_row.cu" if self.width else "exl2_decode.cu", macros)
 
 
 def form_for(rows: int) -> Form:
     if rows == 1:
-        return Form(1, True, ROW_WARPS)
+        return Form(1, True, 16)
     return Form(1, False, 12) if rows <= 8 else Form(2, False, 8)
 
 
-def form_of_row(matrix: Streamed) -> Form:
-    """For one row that thread blocks sort themselves."""
-    return Form(1, True, ROW_WARPS, matrix.input.num_bytes(1), matrix.in_features)
+def form_of_row(width: int, sorted_bytes: int, shared_limit: int) -> Form | None:
+    """For one row that each thread block sorts; None where that leaves no room for all warps."""
+    form = Form(1, True, 16, width, sorted_bytes)
+    return form if form.shared_bytes(form.most_warps, 0) <= shared_limit else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,16 +93,6 @@ class Workspace:
     counters: Tensor  # zero between launches
 
 
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One row [1, K] as it came, and its norm."""
-
-    x: Tensor
-    weight: Tensor | None = None
-    eps: float = 0.0
-    offset: float = 0.0
-
-
 Sort = Callable[[slice], Tensor]  # some rows of the activations -> as the kernel reads them
 
 
@@ -111,19 +100,19 @@ def multiply(x: Tensor, matrix: Streamed, residual: Tensor | None = None) -> Ten
     """x [T, K], T at most MAX_ROWS -> residual + x W [T, N] in x's dtype, or in the residual's."""
     dtype = x.dtype if residual is None else residual.dtype
     x = _rows_whole(x)
-    if _is_sorted_by_all(row := Row(x), matrix):
-        return _multiply_row(row, matrix, dtype, residual)
     return _multiply(len(x), matrix, dtype, residual, lambda rows: _sort("sort_rows", matrix, x[rows], x.stride(0)))
 
 
 def norm_multiply(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Streamed) -> Tensor:
     """As multiply of rms_norm(x), without rounding between; in the matrix's dtype."""
     x = _rows_whole(x)
-    if _is_sorted_by_all(row := Row(x, weight, eps, offset), matrix):
-        return _multiply_row(row, matrix, matrix.dtype, None)
+    numbers = np.float32(eps), np.float32(offset)
+    if len(x) == 1 and x.data_ptr() % 16 == weight.data_ptr() % 16 == 0:
+        given, limit = matrix.input, _shared_limit(matrix.stream.device)
+        if (form := form_of_row(matrix.in_features, given.num_bytes(1), limit)) is not None:
+            return _norm_multiply_row(form, x, weight, matrix, *numbers)
 
     def sort(rows: slice) -> Tensor:
-        numbers = np.float32(eps), np.float32(offset)
         return _sort("norm_sort_rows", matrix, x[rows], x.stride(0), weight, x.shape[1], *numbers, kind=weight.dtype)
 
     return _multiply(len(x), matrix, matrix.dtype, None, sort)
@@ -147,44 +136,35 @@ def _rows_whole(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _is_sorted_by_all(row: Row, matrix: Streamed) -> bool:
-    """Whether each thread block of a product sorts the row for itself; else a launch before it does."""
-    if not ROWS or len(row.x) != 1 or any(t.data_ptr() % 16 for t in (row.x, row.weight) if t is not None):
-        return False
-    form, device = form_of_row(matrix), matrix.stream.device
-    return form.shared_bytes(form.most_warps, 0) + STATIC_BYTES <= shared_memory(device.index)
-
-
-def _outputs(
-    num_rows: int, matrix: Streamed, dtype: torch.dtype, residual: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Room for a kernel's outputs, and the residual likewise."""
-    kernel_dtype = torch.float16 if dtype == torch.float16 else torch.float32
-    out = torch.empty(num_rows, matrix.out_features, dtype=kernel_dtype, device=matrix.stream.device)
-    return out, None if residual is None else residual.to(kernel_dtype).contiguous()
-
-
-def _multiply_row(row: Row, matrix: Streamed, dtype: torch.dtype, residual: Tensor | None) -> Tensor:
-    out, residual = _outputs(1, matrix, dtype, residual)
-    given, device, form = matrix.input, out.device, form_of_row(matrix)
-    plan, space = _plan(form, matrix.shapes, given.row_blocks, given.first_groups, device), _workspace(device)
-    weight_type = KINDS[torch.float16 if row.weight is None else row.weight.dtype]
-    Kernel.get(form.build(plan.warps), "exl2_row", device).launch(
-        (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima, row.x, out, residual,
-        space.sums, space.counters, plan.runs.shape[-2], plan.tiles.shape[1], out.shape[1],
-        int(out.dtype == torch.float32), given.order, given.groups, given.num_groups, form.input_bytes, form.width,
-        KINDS[row.x.dtype], row.weight, weight_type, np.float32(row.eps), np.float32(row.offset),
-        shared_bytes=plan.shared_bytes, overlap=True,
+def _norm_multiply_row(
+    form: Form, x: Tensor, weight: Tensor, matrix: Streamed, eps: np.float32, offset: np.float32
+) -> Tensor:
+    out, given = _outputs(1, matrix, matrix.dtype), matrix.input
+    plan = _plan(form, matrix.shapes, given.row_blocks, given.first_groups, out.device)
+    space = _workspace(out.device)
+    Kernel.get(form.build(plan.warps), "exl2_row", out.device).launch(
+        (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima, out, space.sums,
+        space.counters, plan.runs.shape[-2], plan.tiles.shape[1], int(out.dtype == torch.float32), given.order,
+        given.groups, given.num_groups, form.sorted_bytes, x, KINDS[x.dtype], weight, KINDS[weight.dtype], form.width,
+        eps, offset, shared_bytes=plan.shared_bytes, overlap=True,
     )  # fmt: skip
-    return out.to(dtype)
+    return out.to(matrix.dtype)
 
 
 def _multiply(num_rows: int, matrix: Streamed, dtype: torch.dtype, residual: Tensor | None, sort: Sort) -> Tensor:
-    out, residual = _outputs(num_rows, matrix, dtype, residual)
+    out = _outputs(num_rows, matrix, dtype)
+    if residual is not None:
+        residual = residual.to(out.dtype).contiguous()
     for start in range(0, num_rows, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         _launch(sort(rows), matrix, None if residual is None else residual[rows], out[rows])
     return out.to(dtype)
+
+
+def _outputs(num_rows: int, matrix: Streamed, dtype: torch.dtype) -> Tensor:
+    """Room for them in a type that kernels write."""
+    kernel_dtype = torch.float16 if dtype == torch.float16 else torch.float32
+    return torch.empty(num_rows, matrix.out_features, dtype=kernel_dtype, device=matrix.stream.device)
 
 
 def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -> None:
@@ -221,7 +201,7 @@ def _plan(
 ) -> Plan:  # fmt: skip
     """The fewest thread blocks, and then the most warps, whose rings and sums fit into shared memory."""
     properties = torch.cuda.get_device_properties(device)
-    limit, num_places = shared_memory(device.index) - STATIC_BYTES, len(_workspace(device).counters)
+    limit, num_places = _shared_limit(device), len(_workspace(device).counters)
     found = choose(form, shapes, row_blocks, first_groups, properties.multi_processor_count, limit, num_places)
     if found is None:
         raise KernelError(
@@ -242,7 +222,7 @@ def choose(
 
     num_processors: of the card; shared_limit: bytes of shared memory a thread block; num_places: for partial sums.
     """
-    for waves in (1, 2, 4, 8, 16):
+    for waves in (1, 2, 4, 8, 16, 32, 64):
         for warps in (16, 12, 8, 6, 4, 2, 1):
             # A thread block has no fewer sums than warps with work, and no fewer than its share of the tiles.
             least = max(1, sum(shape.num_tiles for shape in shapes) // (waves * num_processors))
@@ -254,6 +234,11 @@ def choose(
             if fits and schedule.fits_tables:
                 return warps, schedule
     return None
+
+
+def _shared_limit(device: torch.device) -> int:
+    """Bytes that a launch may ask for."""
+    return shared_memory(device.index) - STATIC_BYTES
 
 
 @cache

@@ -7,13 +7,14 @@ constexpr bool RESIDENT = false;
 #include "product.cuh"
 
 // x from activations.cu; out and residual [num_tokens, out_stride], residual null: none.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, ONE ? 16 / WARPS : 1) exl2_decode(
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) exl2_decode(
     const char* stream, const Run* runs, const Tile* tiles, const u32* maxima, const char* x, void* out,
     const void* residual, float* workspace, u32* counters, u32 num_runs, u32 num_tiles, u32 num_tokens, u32 out_stride,
     u32 out_is_float
 ) {
     extern __shared__ __align__(128) char memory[];
     __shared__ __align__(8) u64 barriers[WARPS * SLOTS];
+    __shared__ Tile own_tiles[MAX_TILES];
     float* sums = reinterpret_cast<float*>(memory + WARPS * RING_BYTES);
     if (ONE) num_tokens = 1;
     const Product product = {runs, tiles, maxima, num_runs, num_tiles};
@@ -22,12 +23,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, ONE ? 16 / WARPS : 1) e
 
     let_next_grid_start();
     ring.fill(product.own_runs(), true, false);
-#if TILES
-    __shared__ Tile own_tiles[256];
-    for (u32 i = threadIdx.x; i < num_tiles; i += 32 * WARPS) own_tiles[i] = product.own_tiles()[i];
-#else
-    const Tile* own_tiles = product.own_tiles();
-#endif
+    product.copy_tiles(own_tiles);
     wait_for_previous_grid();
     ring.fill(product.own_runs(), false, true);
     multiply(product, ring, 0, sums, num_tokens);

@@ -12,7 +12,6 @@ from torch import Tensor
 from polybit.errors import KernelError
 from polybit.kernels.cuda.compile import Build, compiled
 
-CARVEOUT = False
 Argument = Tensor | int | np.generic | None
 
 
@@ -72,13 +71,6 @@ def shared_memory(device: int) -> int:
 
 def _allow_shared(kernel: Any, device: int) -> None:
     """Kernels get 48 KB of shared memory unless they are told that they may have more."""
-    if CARVEOUT:
-        preferred = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-        (status,) = driver.cuKernelSetAttribute(
-            preferred, 100, driver.CUkernel(int(kernel.handle)), driver.CUdevice(device)
-        )
-        if status != driver.CUresult.CUDA_SUCCESS:
-            raise KernelError(f"carveout {status}")
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     limit = shared_memory(device)
     (status,) = driver.cuKernelSetAttribute(
