@@ -26,8 +26,9 @@ from polybit.quantizer.method import METHODS
 from .conftest import Make
 
 
-def options(text: Path, **changes: Any) -> ConvertOptions:
-    small = ConvertOptions(bits=4.5, calibration=str(text), rows=3, length=64, measure_rows=2, measure_length=32)
+def options(text: Path | None, **changes: Any) -> ConvertOptions:
+    calibration = None if text is None else str(text)
+    small = ConvertOptions(bits=4.5, calibration=calibration, rows=3, length=64, measure_rows=2, measure_length=32)
     return replace(small, device="cpu", **changes)
 
 
@@ -146,7 +147,16 @@ def test_progress_grows_to_one(tiny: Path, text: Path, tmp_path: Path) -> None:
     fractions = [event.fraction for event in told]
     assert fractions == sorted(fractions)
     assert fractions[-1] == pytest.approx(1)
-    assert {event.stage for event in told} == set(job.STAGES) - {"measure"}
+    assert {event.stage for event in told} == set(job.STAGES) - {"measure"} | {"loss"}
+
+
+def test_progress_begins_with_the_text_that_the_model_writes(tiny: Path, tmp_path: Path) -> None:
+    told: list[ConvertProgress] = []
+    result = convert(tiny, tmp_path / "out", options(None), told.append)
+    assert [event.stage for event in told][: told[0].total] == ["calibrate"] * told[0].total
+    assert [event.fraction for event in told] == sorted(event.fraction for event in told)
+    assert 0 < told[0].fraction < 0.1 < told[-1].fraction
+    assert next(iter(result.seconds)) == "calibrate"
 
 
 @pytest.mark.parametrize("method", METHODS)
