@@ -187,7 +187,10 @@ def _calibrate(source: ModelSource, options: ConvertOptions, advance: Advance) -
         vocab_size=model.embedding.num_rows,
         bos=tokenizer.bos_id if starts_with_bos else None,
     )
-    write = None if options.calibration is not None else _writer(source, options, shape.bos, advance)
+    write = None
+    if options.calibration is None:
+        advance(0, 1)
+        write = _writer(source, options, shape.bos, advance)
     found = read_calibration(
         options.calibration, shape, lambda text: tokenizer.encode(text, parse_special=False), write
     )

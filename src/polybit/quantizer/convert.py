@@ -184,6 +184,7 @@ class Conversion:
         self.job.next_stage()
 
     def quantize_head(self) -> None:
+        self.tell("head", 0, 1)
         states = self.job.last_states("quantize", self.num_layers)
         quantize_head(self.bench, self.job, states, self.options.head_bits)
         self.tell("head", 1, 1)
