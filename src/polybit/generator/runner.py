@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from polybit.cache import KVPool
-from polybit.errors import PolybitError
+from polybit.errors import KernelError, PolybitError
+from polybit.generator.diagnosis import first_broken_layer
 from polybit.generator.graphs import SIZES, DecodeGraphs
 from polybit.generator.layout import DecodeLayout, lay_out
 from polybit.generator.sampling import sample
@@ -55,6 +56,11 @@ class Runner:
         ends = [stop - 1 for stop, part in zip(stops, parts, strict=True) if part.is_last]
         logits_at = torch.tensor(ends, dtype=torch.int64, device=self.model.device)
         return self.model.forward(tokens, step, self.pool, logits_at)
+
+    def explained(self, error: PolybitError, sequence: Sequence) -> PolybitError:
+        """`error`, and which layer it comes from where logits are no numbers."""
+        layer = first_broken_layer(self.model, sequence.tokens) if isinstance(error, KernelError) else None
+        return error if layer is None else KernelError(f"{error}; the first numbers that are not finite leave {layer}")
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int | PolybitError]:

@@ -111,7 +111,7 @@ class Serving:
             part.sequence.begin()
         for sequence, drawn in self._runner.run(plan):
             if isinstance(drawn, PolybitError):
-                self._fail(sequence, drawn)
+                self._fail(sequence, self._runner.explained(drawn, sequence))
                 continue
             sequence.accept(drawn)
             if sequence.finish_reason is not None:
