@@ -34,7 +34,8 @@ class Runner:
         """Carry the plan out; the next token of each sequence that is ready for it, or why there is none."""
         if plan.copies:
             self.pool.copy(plan.copies)
-        ready = [part.sequence for part in plan.parts if part.is_last]
+        decodes = _is_decode(plan.parts)
+        ready = [part.sequence for part in plan.parts if decodes or part.is_last]
         logits = self.forward(plan.parts)
         return list(zip(ready, self.sample(logits, ready), strict=True)) if ready else []
 
@@ -45,7 +46,7 @@ class Runner:
         """
         logits = self._logits(parts)
         for part in parts:
-            part.sequence.num_stored = part.stop
+            part.sequence.num_stored += part.count
         return logits
 
     def _logits(self, parts: tuple[Part[S], ...]) -> Tensor:

@@ -107,8 +107,8 @@ class Serving:
             raise
 
     def _carry_out(self, plan: Plan[Sequence]) -> None:
-        for part in plan.parts:
-            part.sequence.begin()
+        for sequence in plan.started:
+            sequence.begin()
         for sequence, drawn in self._runner.run(plan):
             if isinstance(drawn, PolybitError):
                 self._fail(sequence, self._runner.explained(drawn, sequence))
