@@ -148,6 +148,7 @@ class Scheduler(Generic[S]):
         """The plan was carried out, and the tokens that follow are in."""
         for part in plan.parts:
             if part.sequence in self._entries:
+                part.sequence.mend(self.book)
                 _publish(part, self.book)
 
     # ---- the next step
@@ -176,6 +177,7 @@ class Scheduler(Generic[S]):
         if sequence.num_pending == 1 and sequence.has_room:  # nearly always, and this is done for all at every step
             draft.counts[entry] = 1
             return
+        sequence.mend(self.book)
         if sequence.num_pending > 1:
             if draft.reads_the_same(sequence):
                 return

@@ -17,6 +17,7 @@ from polybit.errors import KernelError, PolybitError, RequestError
 from polybit.generator import Engine, SamplingParams, load
 from polybit.generator.background import THREAD
 from polybit.generator.scheduler import Limits
+from polybit.generator.sequence import Sequence
 from random_model import write_random_model
 from unit.text.folders import byte_level
 
@@ -253,6 +254,20 @@ class TestErrors:
             with pytest.raises(KernelError, match="a step failed: the device is gone"):
                 stream.drain()
         assert len(streams[2].drain().tokens) == 12
+
+    def test_one_that_cannot_take_its_token_ends_alone(self, engine, alone, monkeypatch):
+        accept = Sequence.accept
+
+        def refuse(sequence, token):
+            if sequence.params.seed == 1 and sequence.num_generated == 3:
+                raise RequestError("no token fits")
+            return accept(sequence, token)
+
+        monkeypatch.setattr(Sequence, "accept", refuse)
+        first, second = engine.generate(["one", "x"], HOT, seed=0, return_errors=True)
+        assert first.tokens == alone("one", replace(HOT, seed=0))
+        assert str(second) == "no token fits"
+        assert engine.pool.book.num_held == 0
 
     @pytest.mark.parametrize("when", ["before", "after"])
     def test_an_interrupted_step_is_made_again(self, engine, alone, monkeypatch, when):
