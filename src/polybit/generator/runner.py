@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from polybit.cache import KVPool
-from polybit.errors import PolybitError
+from polybit.errors import KernelError, PolybitError
+from polybit.generator.diagnosis import first_broken_layer
 from polybit.generator.graphs import SIZES, DecodeGraphs
 from polybit.generator.layout import DecodeLayout, lay_out
 from polybit.generator.sampling import sample
@@ -33,7 +34,8 @@ class Runner:
         """Carry the plan out; the next token of each sequence that is ready for it, or why there is none."""
         if plan.copies:
             self.pool.copy(plan.copies)
-        ready = [part.sequence for part in plan.parts if part.is_last]
+        decodes = _is_decode(plan.parts)
+        ready = [part.sequence for part in plan.parts if decodes or part.is_last]
         logits = self.forward(plan.parts)
         return list(zip(ready, self.sample(logits, ready), strict=True)) if ready else []
 
@@ -44,7 +46,7 @@ class Runner:
         """
         logits = self._logits(parts)
         for part in parts:
-            part.sequence.num_stored = part.stop
+            part.sequence.num_stored += part.count
         return logits
 
     def _logits(self, parts: tuple[Part[S], ...]) -> Tensor:
@@ -55,6 +57,11 @@ class Runner:
         ends = [stop - 1 for stop, part in zip(stops, parts, strict=True) if part.is_last]
         logits_at = torch.tensor(ends, dtype=torch.int64, device=self.model.device)
         return self.model.forward(tokens, step, self.pool, logits_at)
+
+    def explained(self, error: PolybitError, sequence: Sequence) -> PolybitError:
+        """`error`, and which layer it comes from where logits are no numbers."""
+        layer = first_broken_layer(self.model, sequence.tokens) if isinstance(error, KernelError) else None
+        return error if layer is None else KernelError(f"{error}; the first numbers that are not finite leave {layer}")
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int | PolybitError]:

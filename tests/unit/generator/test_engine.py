@@ -57,6 +57,9 @@ def scripted(engine, folder):
             dtype=torch.float32,
             max_seq_len=engine.model.max_seq_len,
             forward=forward,
+            embed=lambda tokens, step: tokens.float()[:, None],
+            stages=(),
+            logits=lambda x: x,
         )
         pool = KVPool(model.spec, cache_tokens, model.dtype, model.device, reference)
         made = Engine(model, tokenizer, pool, folder, limits=limits)
@@ -302,6 +305,11 @@ class TestLoad:
     def test_a_bad_cache_size(self, folder, count):
         with pytest.raises(RequestError, match=f"cache_tokens is {count!r}"):
             load(folder, cache_tokens=count)
+
+    @pytest.mark.parametrize("count", [0, None, 1.5])
+    def test_a_bad_batch_size(self, folder, count):
+        with pytest.raises(RequestError, match=f"max_batch is {count!r}, expected a whole number of at least 1"):
+            load(folder, max_batch=count)
 
     def test_bos_is_put_in_front_where_the_tokenizer_wants_it(self, tmp_path):
         byte_level(write_random_model(tmp_path, {"vocab_size": VOCABULARY}), add_bos_token=True)
