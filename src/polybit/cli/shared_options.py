@@ -53,7 +53,12 @@ def loading(command: Command) -> Command:
 
 SAMPLING: Mapping[str, Flag] = {
     "max_tokens": Flag("Tokens to generate at most", short="-n"),
+    "dry_breakers": Flag(
+        "Text across which DRY sees no repetition; may be repeated", default="line break, colon, quote, asterisk"
+    ),
     "temperature": Flag(short="-t"),
+    "xtc_spared_tokens": Flag("Token id that XTC leaves alone; may be repeated"),
+    "logprobs": Flag("Report each token's log probability and those of so many likeliest", default="no report"),
     "seed": Flag("Same seed, same text", default="different each time"),
     "stop": Flag("Text that ends the generation and is not part of it; may be repeated"),
     "stop_tokens": Flag("Token id that ends the generation, besides the model's own; may be repeated"),

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from polybit.generator.sampling import Report
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -17,6 +19,7 @@ class Completion:
     prompt_tokens: int
     prefill_seconds: float  # from the start to the first token
     decode_seconds: float  # from the first token to the last
+    logprobs: tuple[Report, ...] = ()  # of each token, where SamplingParams.logprobs asks for them
 
     @property
     def prefill_rate(self) -> float:

@@ -11,6 +11,7 @@ from polybit.errors import RequestError
 from polybit.generator.completion import Completion
 from polybit.generator.graphs import decode_graphs
 from polybit.generator.params import SamplingParams, with_fields
+from polybit.generator.request import new_sequence
 from polybit.generator.runner import Part, Runner
 from polybit.generator.sequence import Sequence
 from polybit.model.footprint import CHUNK_TOKENS
@@ -30,8 +31,8 @@ class Engine:
         self.pool = pool
         self.folder = folder
         self.context = min(model.max_seq_len, pool.num_tokens)  # tokens of one prompt and its answer
-        vocab_size = min(tokenizer.vocab_size, model.spec.embedding.num_rows)
-        self._runner = Runner(model, pool, vocab_size, decode_graphs(model, pool, use_graphs))
+        self.vocab_size = min(tokenizer.vocab_size, model.spec.embedding.num_rows)  # tokens that may be drawn
+        self._runner = Runner(model, pool, self.vocab_size, decode_graphs(model, pool, use_graphs))
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
@@ -107,9 +108,7 @@ class Engine:
 
     def _stream(self, ids: list[int], params: SamplingParams, continues: Iterable[int]) -> "Stream":
         room = self._room_after(ids)
-        ends = set(params.stop_tokens) | (set() if params.ignore_eos else set(self.tokenizer.eos_ids))
-        detokenizer = self.tokenizer.detokenizer(params.show_special, after=continues)
-        sequence = Sequence(ids, params, frozenset(ends), detokenizer, room)
+        sequence = new_sequence(ids, params, self.tokenizer, self.vocab_size, room, shown=continues)
         return Stream(sequence, self._run(sequence))
 
     def _room_after(self, ids: list[int]) -> int:

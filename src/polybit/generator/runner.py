@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polybit.cache import PAGE_TOKENS, KVPool, pages_for
 from polybit.generator.graphs import SIZES, DecodeGraphs
-from polybit.generator.sampling import sample
+from polybit.generator.sampling import UNUSABLE, Drawn, sample, unusable
 from polybit.generator.sequence import Sequence
 from polybit.model.model import Model
 from polybit.modules.step import Step
@@ -45,7 +45,7 @@ class Runner:
         self._vocab_size = vocab_size
         self._graphs = graphs
 
-    def run(self, parts: list[Part]) -> list[int | None]:
+    def run(self, parts: list[Part]) -> list[Drawn | None]:
         """Store the parts' keys and values; the next token of each sequence, None where more of its prompt is to come.
 
         Raises OutOfMemory where the pool has too few pages, with nothing stored.
@@ -53,7 +53,7 @@ class Runner:
         self._take_pages(parts)
         ready = [i for i, part in enumerate(parts) if part.is_last]
         logits = self.forward(parts)
-        sampled: list[int | None] = [None] * len(parts)
+        sampled: list[Drawn | None] = [None] * len(parts)
         for i, token in zip(ready, self._sample(logits, [parts[i].sequence for i in ready]), strict=True):
             sampled[i] = token
         return sampled
@@ -88,13 +88,15 @@ class Runner:
             part.sequence.pages += self.pool.free.take(missing)
 
     @torch.inference_mode()
-    def _sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
+    def _sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Drawn]:
         if not sequences:
             return []
-        params, texts = [s.params for s in sequences], [s.tokens for s in sequences]
-        uniforms = [s.uniform() for s in sequences]
-        tokens: list[int] = sample(logits[:, : self._vocab_size], params, texts, uniforms).tolist()
-        return tokens
+        known = logits[:, : self._vocab_size]
+        drawn = sample(known, [sequence.sampling for sequence in sequences]).drawn()
+        for row, (token, _) in enumerate(drawn):
+            if token == UNUSABLE:
+                raise unusable(known[row], len(sequences[row].tokens))
+        return drawn
 
 
 def _is_decode(parts: Iterable[Part]) -> bool:

@@ -1,11 +1,12 @@
 """One request on its way: its tokens, where their keys and values lie, its own randomness, and its text so far."""
 
-import random
 import time
+from collections.abc import Collection
 from collections.abc import Sequence as Tokens
 
 from polybit.generator.completion import Completion, FinishReason
 from polybit.generator.params import SamplingParams
+from polybit.generator.sampling import Drawn, Report, SamplingState
 from polybit.generator.stopping import HeldText
 from polybit.text import Detokenizer
 
@@ -14,10 +15,17 @@ class Sequence:
     """Grows by `accept`; `finish_reason` is set by the token that ends it."""
 
     def __init__(
-        self, prompt: Tokens[int], params: SamplingParams, ends: frozenset[int], detokenizer: Detokenizer, room: int
+        self,
+        prompt: Tokens[int],
+        params: SamplingParams,
+        ends: frozenset[int],
+        detokenizer: Detokenizer,
+        room: int,
+        breakers: Collection[int] = (),
     ) -> None:
-        """`ends`: token ids that end it. `room`: tokens that the context leaves for the answer."""
+        """`ends`: token ids that end it. `room`: tokens that the context leaves for the answer. `breakers`: DRY's."""
         self.params = params
+        self.sampling = SamplingState(params, prompt, breakers)
         self.tokens = list(prompt)
         self.num_prompt = len(prompt)
         self.num_stored = 0  # leading tokens whose keys and values are in the pool
@@ -29,7 +37,8 @@ class Sequence:
         self._held = HeldText(params.stop)
         self._text: list[str] = []
         self._stopped_by: int | str | None = None
-        self._random = random.Random(params.seed)
+        self._reports: list[Report] = []
+        self._close_too_early()
         self._begun = 0.0
         self._token_times: list[float] = []
 
@@ -46,16 +55,17 @@ class Sequence:
         """Start its clock."""
         self._begun = time.perf_counter()
 
-    def uniform(self) -> float:
-        """The next number of [0, 1); of 24 bits, so that fp32 never rounds it up to 1."""
-        return self._random.getrandbits(24) / (1 << 24)
-
-    def accept(self, token: int) -> str:
+    def accept(self, drawn: Drawn) -> str:
         """Take the sampled token; returns the text that became certain."""
+        token, report = drawn
         self._token_times.append(time.perf_counter())
+        self.sampling.accept(token, report)
         if token in self._ends:
             return self._emit(self._finish("stop", token))
         self.tokens.append(token)
+        self._close_too_early()
+        if report is not None and self.params.logprobs is not None:
+            self._reports.append(report)
         text = self._held.feed(self._detokenizer.feed(token))
         if self._held.matched is not None:
             self.finish_reason, self._stopped_by = "stop", self._held.matched
@@ -74,7 +84,12 @@ class Sequence:
             prompt_tokens=self.num_prompt,
             prefill_seconds=times[0] - self._begun if times else 0.0,
             decode_seconds=times[-1] - times[0] if times else 0.0,
+            logprobs=tuple(self._reports),
         )
+
+    def _close_too_early(self) -> None:
+        """No end before `min_tokens`."""
+        self.sampling.blocked = self._ends if self.num_generated < self.params.min_tokens else ()
 
     def _finish(self, reason: FinishReason, stopped_by: int | None) -> str:
         """Text that was waiting for more. It may still hold a stop string."""

@@ -12,6 +12,7 @@ from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.errors import ConfigError, KernelError, OutOfMemory, RequestError
 from polybit.generator import Engine, SamplingParams, load
 from polybit.generator import engine as engine_module
+from polybit.generator.sampling import Drawn
 from polybit.generator.sequence import Sequence
 from polybit.kernels import reference
 from polybit.text import Tokenizer
@@ -312,7 +313,7 @@ def test_stop_strings_end_the_text_that_is_streamed(folder):
         tokens = iter([*tokenizer.encode(answer), tokenizer.eos_id])
         pieces = []
         while sequence.finish_reason is None:
-            pieces.append(sequence.accept(next(tokens)))
+            pieces.append(sequence.accept(Drawn(next(tokens))))
         text = sequence.completion().text
         assert "".join(pieces) == text
         assert answer.startswith(text)
