@@ -57,7 +57,9 @@ SAMPLING: Mapping[str, Flag] = {
         "Text across which DRY sees no repetition; may be repeated", default="line break, colon, quote, asterisk"
     ),
     "temperature": Flag(short="-t"),
-    "xtc_spared_tokens": Flag("Token id that XTC leaves alone; may be repeated"),
+    "dry_breaker_tokens": Flag("Token id that is such a breaker too; may be repeated"),
+    "xtc_spared": Flag("Text whose tokens XTC leaves alone, as special tokens; may be repeated", default="line break"),
+    "xtc_spared_tokens": Flag("Token id that XTC leaves alone too; may be repeated"),
     "logprobs": Flag("Report each token's log probability and those of so many likeliest", default="no report"),
     "seed": Flag("Same seed, same text", default="different each time"),
     "stop": Flag("Text that ends the generation and is not part of it; may be repeated"),

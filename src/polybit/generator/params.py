@@ -82,6 +82,7 @@ class SamplingParams:
     dry_range: int = _advanced(0, "latest tokens in which DRY looks for repetitions; 0: all", COUNT)
     dry_max_match: int = _advanced(50, "repeated tokens above which DRY grows no more", MATCH)
     dry_breakers: tuple[str, ...] = _advanced(DRY_BREAKERS, "texts across which DRY sees no repetition")
+    dry_breaker_tokens: tuple[int, ...] = _advanced((), "token ids that are such breakers too")
 
     smoothing_factor: float = _advanced(
         0.0, "bends the distribution: near logits nearer, far farther; 0: off", STRENGTH
@@ -106,7 +107,8 @@ class SamplingParams:
     temperature_last: bool = _advanced(False, "apply temperature here, after tokens were dropped, instead of above")
     xtc_probability: float = _advanced(0.0, "how often XTC drops the likeliest tokens; 0: never", PROBABILITY)
     xtc_threshold: float = _advanced(0.1, "XTC drops all but the last token of at least this probability", PROBABILITY)
-    xtc_spared_tokens: tuple[int, ...] = _advanced((), "token ids that XTC leaves alone")
+    xtc_spared: tuple[str, ...] = _advanced(("\n",), "texts whose tokens XTC leaves alone, as special tokens")
+    xtc_spared_tokens: tuple[int, ...] = _advanced((), "token ids that XTC leaves alone too")
     skew: float = _advanced(0.0, "above 0: unlikely tokens more often; below: less", Interval(-10, 10))
 
     seed: int | None = _field(None, "same seed, same text; None: different each time", SEED)
@@ -122,12 +124,12 @@ class SamplingParams:
         for field in dataclasses.fields(self):
             value, interval = getattr(self, field.name), field.metadata["interval"]
             if interval is not None:
-                _check_number(field.name, value, interval)
+                check_number(field.name, value, interval)
             elif isinstance(field.default, bool) and not isinstance(value, bool):
                 raise RequestError(f"{field.name} is {value!r}, expected True or False")
-        for name in ("stop", "dry_breakers"):
+        for name in ("stop", "dry_breakers", "xtc_spared"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
-        for name in ("stop_tokens", "xtc_spared_tokens"):
+        for name in ("stop_tokens", "dry_breaker_tokens", "xtc_spared_tokens"):
             object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -157,7 +159,8 @@ def with_fields(params: SamplingParams | None, fields: Mapping[str, Any]) -> Sam
     return replaced(params or SamplingParams(), fields, "sampling parameter", RequestError)
 
 
-def _check_number(name: str, value: Any, interval: Interval) -> None:
+def check_number(name: str, value: Any, interval: Interval) -> None:
+    """Raises RequestError for what is no number of `interval`."""
     if value is None and interval.optional:
         return
     right_kind = isinstance(value, numbers.Integral if interval.whole else numbers.Real) and not isinstance(value, bool)

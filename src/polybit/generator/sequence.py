@@ -1,7 +1,6 @@
 """One request on its way: its tokens, where their keys and values lie, its own randomness, and its text so far."""
 
 import time
-from collections.abc import Collection
 from collections.abc import Sequence as Tokens
 
 from polybit.generator.completion import Completion, FinishReason
@@ -21,11 +20,11 @@ class Sequence:
         ends: frozenset[int],
         detokenizer: Detokenizer,
         room: int,
-        breakers: Collection[int] = (),
+        sampling: SamplingState | None = None,
     ) -> None:
-        """`ends`: token ids that end it. `room`: tokens that the context leaves for the answer. `breakers`: DRY's."""
+        """`ends`: token ids that end it. `room`: tokens that the context leaves for the answer."""
         self.params = params
-        self.sampling = SamplingState(params, prompt, breakers)
+        self.sampling = sampling or SamplingState(params, prompt)
         self.tokens = list(prompt)
         self.num_prompt = len(prompt)
         self.num_stored = 0  # leading tokens whose keys and values are in the pool

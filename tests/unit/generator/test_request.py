@@ -7,6 +7,7 @@ import pytest
 from polybit.errors import RequestError
 from polybit.generator import SamplingParams, load
 from polybit.generator.request import new_sequence
+from polybit.generator.sampling.mask import tokens_in
 from random_model import write_random_model
 from unit.text.folders import byte_level
 
@@ -57,6 +58,13 @@ def test_breakers_are_the_tokens_that_hold_them(engine):
     sequence = new_sequence([1], params, engine.tokenizer, VOCABULARY, 9, shown=())
     ids = {engine.tokenizer.id_of(token) for token in ("Ċ", "a", "Ġa", "<s>", "</s>", "<pad>")}
     assert sequence.sampling.breakers == ids
+
+
+def test_xtc_spares_line_breaks_and_special_tokens_and_what_it_is_told_to(engine):
+    params = SamplingParams(xtc_probability=0.5, xtc_spared_tokens=7)
+    sequence = new_sequence([1], params, engine.tokenizer, VOCABULARY, 9, shown=())
+    ids = {engine.tokenizer.id_of(token) for token in ("Ċ", "<s>", "</s>", "<pad>")}
+    assert set(tokens_in(sequence.sampling.spared)) == {7, *ids}
 
 
 @pytest.mark.parametrize("fields", [{"logit_bias": {260: 1.0}}, {"xtc_spared_tokens": 260}])

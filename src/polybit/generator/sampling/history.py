@@ -1,12 +1,13 @@
 """A text as the samplers read it: token ids in one growing array, on the host, where tokens are known first."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int32]
 Weights = NDArray[np.float32]
+Changes = tuple[NDArray[np.int64], Weights]  # tokens, and what is added to the logit of each
 
 
 class History:
@@ -66,3 +67,7 @@ def repeats(text: Ids, breakers: Collection[int], shortest: int, longest: int) -
         ends = ends[text[ends - length] == text[last - length]]
         length += 1
     return {token: match for token, match in found.items() if token not in breakers}
+
+
+def changes(by_token: Mapping[int, float]) -> Changes:
+    return np.fromiter(by_token, np.int64), np.fromiter(by_token.values(), np.float32)

@@ -23,7 +23,7 @@ def tokens_in(mask: TokenMask) -> list[int]:
     return listed
 
 
-def is_allowed(masks: Tensor, vocab_size: int) -> Tensor:
+def is_member(masks: Tensor, vocab_size: int) -> Tensor:
     """masks [S, W] int32 -> [S, V] bool."""
     shifts = torch.arange(32, dtype=torch.int32, device=masks.device)
     return (masks[:, :, None] >> shifts & 1).flatten(1)[:, :vocab_size] != 0

@@ -8,11 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from polybit.errors import KernelError, PolybitError, RequestError
-from polybit.generator.sampling.mask import is_allowed
+from polybit.generator.sampling.mask import is_member
 from polybit.generator.sampling.randomness import PICK
 from polybit.generator.sampling.report import Drawn, Ranked, Report
 from polybit.generator.sampling.state import SamplingState
@@ -78,11 +79,11 @@ def unusable(logits: Tensor, num_tokens: int) -> PolybitError:
 
 def masked(logits: Tensor, states: States) -> Tensor:
     """Without the tokens that each row may not say now."""
-    rows = [row for row, state in enumerate(states) if state.allowed is not None]
-    if rows:
-        masks = torch.stack([torch.from_numpy(states[row].allowed) for row in rows]).to(logits.device)
+    by_row = {row: state.allowed for row, state in enumerate(states) if state.allowed is not None}
+    if by_row:
+        masks = torch.from_numpy(np.stack(list(by_row.values()))).to(logits.device)
         allowed = torch.ones_like(logits, dtype=torch.bool)
-        allowed[torch.tensor(rows, device=logits.device)] = is_allowed(masks, logits.shape[-1])
+        allowed[torch.tensor(list(by_row), device=logits.device)] = is_member(masks, logits.shape[-1])
         logits = logits.masked_fill(~allowed, -math.inf)
     places = [(row, token) for row, state in enumerate(states) for token in state.blocked]
     if places:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Collection, Sequence
 
 from polybit.generator.params import SamplingParams
-from polybit.generator.sampling.history import History
+from polybit.generator.sampling.history import History, changes
 from polybit.generator.sampling.mask import TokenMask
 from polybit.generator.sampling.randomness import NUMBERS_A_TOKEN, uniform
 from polybit.generator.sampling.report import Report
@@ -20,15 +20,23 @@ class SamplingState:
     sets them before each step.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], breakers: Collection[int] = ()) -> None:
-        """`breakers`: tokens over which DRY sees no repetition."""
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        breakers: frozenset[int] = frozenset(),
+        spared: TokenMask | None = None,
+    ) -> None:
+        """`breakers`: tokens across which DRY sees no repetition. `spared`: those that XTC leaves alone."""
         self.params = params
         self.steps = steps_of(params)
         self.is_greedy = params.is_greedy
         self.is_reported = params.logprobs is not None or params.mirostat_tau > 0
         self.kind = f"{self.is_greedy} {' '.join(step.name for step in self.steps)}"  # rows of one go together
         self.constants = [float(getattr(params, name)) for step in self.steps for name in step.fields]
-        self.breakers = frozenset(breakers)
+        self.breakers = breakers
+        self.spared = spared
+        self.bias = changes(params.logit_bias)
         self.blocked: Collection[int] = ()
         self.allowed: TokenMask | None = None
         self.bound = 2 * params.mirostat_tau  # mirostat's mu, in bits

@@ -1,6 +1,6 @@
 """Every sampler, in order of application, and when it is on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from polybit.generator.params import SamplingParams
 from polybit.generator.sampling import penalties, shaping, truncation
-from polybit.generator.sampling.history import History, Ids, fading, repeats
+from polybit.generator.sampling.history import Changes, History, Ids, changes, fading, repeats
+from polybit.generator.sampling.mask import is_member, mask_of
 from polybit.generator.sampling.randomness import EXCLUDE
 
 if TYPE_CHECKING:
@@ -69,14 +70,14 @@ def _in_range(history: History, full: int, decay: int = 0) -> Ids:
 
 
 def _bias(logits: Tensor, values: Tensor, states: States) -> Tensor:
-    return _added(logits, [state.params.logit_bias for state in states])
+    return _added(logits, [state.bias for state in states])
 
 
 def _dry(logits: Tensor, values: Tensor, states: States) -> Tensor:
     return _added(logits, [_dry_changes(state) for state in states])
 
 
-def _dry_changes(state: "SamplingState") -> dict[int, float]:
+def _dry_changes(state: "SamplingState") -> Changes:
     params = state.params
     found = repeats(
         _in_range(state.history, params.dry_range), state.breakers, params.dry_allowed_length, params.dry_max_match
@@ -87,14 +88,12 @@ def _dry_changes(state: "SamplingState") -> dict[int, float]:
         base=params.dry_base,
         allowed_length=params.dry_allowed_length,
     )
-    return {token: -penalty(match) for token, match in found.items()}
+    return changes({token: -penalty(match) for token, match in found.items()})
 
 
-def _added(logits: Tensor, changes: Sequence[Mapping[int, float]]) -> Tensor:
-    """logits [S, V] plus each row's changes by token."""
-    rows = np.repeat(np.arange(len(changes)), [len(row) for row in changes])
-    tokens = np.fromiter((token for row in changes for token in row), np.int64)
-    amounts = np.fromiter((amount for row in changes for amount in row.values()), np.float32)
+def _added(logits: Tensor, by_row: Sequence[Changes]) -> Tensor:
+    rows = np.repeat(np.arange(len(by_row)), [len(tokens) for tokens, _ in by_row])
+    tokens, amounts = (np.concatenate(parts) for parts in zip(*by_row, strict=True))
     known = tokens < logits.shape[-1]
     places = tuple(torch.from_numpy(index[known]).to(logits.device) for index in (rows, tokens))
     return logits.index_put(places, torch.from_numpy(amounts[known]).to(logits.device), accumulate=True)
@@ -110,11 +109,9 @@ def _exclude_top(logits: Tensor, values: Tensor, states: States) -> Tensor:
     if not any(drawn):
         return logits
     thresholds = [s.params.xtc_threshold if hit else NEVER for s, hit in zip(states, drawn, strict=True)]
-    rows = [row for row, state in enumerate(states) for _ in state.params.xtc_spared_tokens]
-    tokens = [token for state in states for token in state.params.xtc_spared_tokens]
-    spared = torch.zeros_like(logits, dtype=torch.bool)
-    if tokens:
-        spared[torch.tensor(rows, device=logits.device), torch.tensor(tokens, device=logits.device)] = True
+    nothing = mask_of((), logits.shape[-1])
+    masks = np.stack([nothing if state.spared is None else state.spared for state in states])
+    spared = is_member(torch.from_numpy(masks).to(logits.device), logits.shape[-1])
     return truncation.exclude_top(logits, torch.tensor(thresholds, device=logits.device), spared)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from closeness import assert_close
 from polybit.generator.sampling import distributions
+from polybit.generator.sampling.mask import mask_of
 from polybit.generator.sampling.shaping import COLDEST, temperature
 from polybit.generator.sampling.truncation import min_p, next_bound, top_k, top_p
 from unit.generator.sampling.rows import VOCABULARY, kept, of_probs, random_logits, states
@@ -206,8 +207,9 @@ class TestTruncation:
         always = {"xtc_probability": 1.0}
         check(probs_of(logits, **always, xtc_threshold=0.15), [0, 0, 2 / 3, 1 / 3])
         check(probs_of(logits, **always, xtc_threshold=0.35), [0.4, 0.3, 0.2, 0.1])  # one token is no choice
-        spared = {"xtc_threshold": 0.15, "xtc_spared_tokens": (2, 0)}
-        check(probs_of(logits, **always, **spared), [0.4, 0.3, 0.2, 0.1])  # of the top only token 1 is left
+        (state,) = states(**always, xtc_threshold=0.15)
+        state.spared = mask_of([2, 0], 4)
+        check(distributions(logits, [state])[0].tolist(), [0.4, 0.3, 0.2, 0.1])  # of the top only token 1 is left
 
     def test_top_p_is_the_smallest_set_that_reaches_p(self):
         probs = of_probs(0.2, 0.5, 0.3)

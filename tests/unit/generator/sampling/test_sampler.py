@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from polybit.errors import KernelError, RequestError
 from polybit.generator.sampling import UNUSABLE, SamplingState, distributions, sample, unusable
-from polybit.generator.sampling.mask import is_allowed, mask_of, tokens_in
+from polybit.generator.sampling.mask import is_member, mask_of, tokens_in
 from polybit.generator.sampling.sampler import draw, masked
 from unit.generator.sampling.rows import VOCABULARY, chi_square, kept, of_probs, params, random_logits, states
 
@@ -154,7 +154,7 @@ class TestMasks:
         mask = mask_of(tokens, size)
         inside = sorted(t for t in tokens if t < size)
         assert tokens_in(mask) == inside
-        allowed = is_allowed(torch.from_numpy(mask)[None], size)
+        allowed = is_member(torch.from_numpy(mask)[None], size)
         assert allowed.shape == (1, size)
         assert allowed[0].nonzero().flatten().tolist() == inside
 
