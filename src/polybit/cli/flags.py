@@ -71,7 +71,7 @@ def _parameter(field: Field[Any], flag: Flag, hint: Any, panel: str) -> inspect.
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=list(default) if isinstance(default, tuple) else default,
-        annotation=Annotated[_typed_on_a_line(hint), option],
+        annotation=Annotated[field.metadata.get("on_a_line") or _typed_on_a_line(hint), option],
     )
 
 

@@ -1,11 +1,9 @@
 """What comes back from a generation."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from polybit.generator.sampling import Report
-
-FinishReason = Literal["stop", "length"]
+from polybit.generator.text_control import FinishReason
 
 
 @dataclass(frozen=True)
@@ -15,10 +13,11 @@ class Completion:
     text: str  # without the prompt, without what stopped it
     tokens: tuple[int, ...]  # without the stop token
     finish_reason: FinishReason | None  # "length": max_tokens reached or the context full; None: cut off
-    stopped_by: int | str | None  # the stop token or string
+    stopped_by: int | str | None  # the stop token or string; None with "stop": what was asked for is complete
     prompt_tokens: int
     prefill_seconds: float  # from the start to the first token
     decode_seconds: float  # from the first token to the last
+    suppressed: tuple[str, ...] = ()  # banned texts, as the model wrote them before they were taken back
     logprobs: tuple[Report, ...] = ()  # of each token, where SamplingParams.logprobs asks for them
 
     @property

@@ -1,6 +1,6 @@
 """Prompts in, text out: `polybit.load(folder).generate("Once upon a time").text`."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -106,7 +106,7 @@ class Engine:
             )
         return ids
 
-    def _stream(self, ids: list[int], params: SamplingParams, continues: Iterable[int]) -> "Stream":
+    def _stream(self, ids: list[int], params: SamplingParams, continues: Collection[int]) -> "Stream":
         room = self._room_after(ids)
         sequence = new_sequence(ids, params, self.tokenizer, self.vocab_size, room, shown=continues)
         return Stream(sequence, self._run(sequence))

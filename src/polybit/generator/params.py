@@ -9,6 +9,7 @@ from typing import Any
 
 from polybit.errors import RequestError
 from polybit.fields import replaced
+from polybit.generator.schema import schema_text
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ LENGTH = Interval(1, 1e9, whole=True, optional=True)
 NUM_LOGPROBS = Interval(0, 1000, whole=True, optional=True)
 BIAS = Interval(-1000, 1000)
 SEED = Interval(0, 2**63 - 1, whole=True, optional=True)
+GRAMMARS = ("json_schema", "regex", "lark")
+SHAPES = ("choices", "starts_with", *GRAMMARS)  # of answers
 DRY_BREAKERS = ("\n", ":", '"', "*")
 
 
@@ -117,6 +120,16 @@ class SamplingParams:
     )
     stop: tuple[str, ...] = _field((), "texts that end the generation; they are not part of it")
     stop_tokens: tuple[int, ...] = _field((), "token ids that end the generation, besides the model's own")
+    banned_strings: tuple[str, ...] = _field((), "texts that are never written, in any case: the model goes back")
+    token_healing: bool = _advanced(False, "let the answer begin inside the prompt's last token")
+    choices: tuple[str, ...] = _field((), "texts of which the answer is one; (): any answer")
+    starts_with: tuple[str, ...] = _advanced((), "texts with one of which the answer begins; (): any beginning")
+    json_schema: str | Mapping[str, Any] | type | None = dataclasses.field(
+        default=None,
+        metadata={"help": "JSON schema that the answer follows", "interval": None, "on_a_line": str | None},
+    )
+    regex: str | None = _field(None, "regular expression that the whole answer matches")
+    lark: str | None = _advanced(None, "Lark grammar that the answer follows")
     ignore_eos: bool = _field(False, "go on when the model says that it is done")
     show_special: bool = _field(False, "write special tokens out as text")
 
@@ -127,11 +140,14 @@ class SamplingParams:
                 check_number(field.name, value, interval)
             elif isinstance(field.default, bool) and not isinstance(value, bool):
                 raise RequestError(f"{field.name} is {value!r}, expected True or False")
-        for name in ("stop", "dry_breakers", "xtc_spared"):
+        for name in ("stop", "banned_strings", "choices", "starts_with", "dry_breakers", "xtc_spared"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         for name in ("stop_tokens", "dry_breaker_tokens", "xtc_spared_tokens"):
             object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        if self.json_schema is not None:
+            object.__setattr__(self, "json_schema", schema_text(self.json_schema))
+        _check_shapes(self)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens is {self.min_tokens!r}, expected at most max_tokens, {self.max_tokens!r}")
         if self.min_temperature > self.max_temperature > 0:
@@ -144,6 +160,11 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken, so that nothing is drawn."""
         return self.temperature == 0 or self.top_k == 1
+
+    @property
+    def is_shaped(self) -> bool:
+        """Whether something says what the whole answer looks like."""
+        return any(getattr(self, name) for name in SHAPES)
 
     @property
     def reads_text(self) -> bool:
@@ -166,6 +187,19 @@ def check_number(name: str, value: Any, interval: Interval) -> None:
     right_kind = isinstance(value, numbers.Integral if interval.whole else numbers.Real) and not isinstance(value, bool)
     if not right_kind or value not in interval:
         raise RequestError(f"{name} is {value!r}, expected {interval}")
+
+
+def _check_shapes(params: SamplingParams) -> None:
+    """At most one thing says what the answer looks like."""
+    for name in ("regex", "lark"):
+        value = getattr(params, name)
+        if value is not None and not (isinstance(value, str) and value):
+            raise RequestError(f"{name} is {value!r:.60}, expected text that is not empty")
+    given = [name for name in SHAPES if getattr(params, name)]
+    if params.token_healing and given:
+        raise RequestError(f"token_healing is True beside {given[0]}, expected False: its answer begins with a token")
+    if len(given) > 1:
+        raise RequestError(f"{given[1]} is given beside {given[0]}, expected at most one of {', '.join(SHAPES)}")
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Sequence as Tokens
 
-from polybit.generator.completion import Completion, FinishReason
+from polybit.generator.completion import Completion
+from polybit.generator.filters import Filter
 from polybit.generator.params import SamplingParams
 from polybit.generator.sampling import Drawn, Report, SamplingState
-from polybit.generator.stopping import HeldText
+from polybit.generator.sampling.mask import TokenMask
+from polybit.generator.text_control import FinishReason, Limits, TextControl
 from polybit.text import Detokenizer
 
 
@@ -21,8 +23,12 @@ class Sequence:
         detokenizer: Detokenizer,
         room: int,
         sampling: SamplingState | None = None,
+        filter_: Filter | None = None,
+        first: TokenMask | None = None,
     ) -> None:
-        """`ends`: token ids that end it. `room`: tokens that the context leaves for the answer."""
+        """`ends`: token ids that end it. `room`: tokens that the context leaves for the answer. `filter_`: what its
+        tokens may be. `first`: what its first one may be, which writes part of the prompt again and does not count.
+        """
         self.params = params
         self.sampling = sampling or SamplingState(params, prompt)
         self.tokens = list(prompt)
@@ -30,16 +36,16 @@ class Sequence:
         self.num_stored = 0  # leading tokens whose keys and values are in the pool
         self.pages: list[int] = []
         self.finish_reason: FinishReason | None = None
-        self._ends = ends
-        self._limit = min(room, params.max_tokens or room)
-        self._detokenizer = detokenizer
-        self._held = HeldText(params.stop)
+        most = min(room, params.max_tokens or room) + (first is not None)
+        limits = Limits(ends, most, params.min_tokens)
+        self._control = TextControl(detokenizer, limits, params.stop, params.banned_strings, filter_, first)
         self._text: list[str] = []
-        self._stopped_by: int | str | None = None
+        self._suppressed: list[str] = []
         self._reports: list[Report] = []
-        self._close_too_early()
+        self._stopped_by: int | str | None = None
         self._begun = 0.0
         self._token_times: list[float] = []
+        self._restrict()
 
     @property
     def num_pending(self) -> int:
@@ -55,22 +61,26 @@ class Sequence:
         self._begun = time.perf_counter()
 
     def accept(self, drawn: Drawn) -> str:
-        """Take the sampled token; returns the text that became certain."""
+        """Take the sampled token; returns the text that became certain. A banned text takes tokens back instead."""
         token, report = drawn
         self._token_times.append(time.perf_counter())
         self.sampling.accept(token, report)
-        if token in self._ends:
-            return self._emit(self._finish("stop", token))
         self.tokens.append(token)
-        self._close_too_early()
         if report is not None and self.params.logprobs is not None:
             self._reports.append(report)
-        text = self._held.feed(self._detokenizer.feed(token))
-        if self._held.matched is not None:
-            self.finish_reason, self._stopped_by = "stop", self._held.matched
-        elif self.num_generated >= self._limit:
-            text += self._finish("length", None)
-        return self._emit(text)
+        verdict = self._control.feed(token)
+        if verdict.taken_back:
+            self._take_back(verdict.taken_back)
+        if verdict.suppressed is not None:
+            self._suppressed.append(verdict.suppressed)
+        self.finish_reason, self._stopped_by = verdict.finish_reason, verdict.stopped_by
+        if self.finish_reason is None:
+            self.num_stored = min(
+                self.num_stored, len(self.tokens) - 1
+            )  # the last token runs: the next follows from it
+            self._restrict()
+        self._text.append(verdict.text)
+        return verdict.text
 
     def completion(self) -> Completion:
         """What came out so far."""
@@ -83,21 +93,14 @@ class Sequence:
             prompt_tokens=self.num_prompt,
             prefill_seconds=times[0] - self._begun if times else 0.0,
             decode_seconds=times[-1] - times[0] if times else 0.0,
+            suppressed=tuple(self._suppressed),
             logprobs=tuple(self._reports),
         )
 
-    def _close_too_early(self) -> None:
-        """No end before `min_tokens`."""
-        self.sampling.blocked = self._ends if self.num_generated < self.params.min_tokens else ()
+    def _take_back(self, count: int) -> None:
+        del self.tokens[len(self.tokens) - count :]
+        del self._reports[max(0, len(self._reports) - count) :]
+        self.sampling.rewind(count)
 
-    def _finish(self, reason: FinishReason, stopped_by: int | None) -> str:
-        """Text that was waiting for more. It may still hold a stop string."""
-        self.finish_reason, self._stopped_by = reason, stopped_by
-        text = self._held.feed(self._detokenizer.finish())
-        if self._held.matched is not None:
-            self.finish_reason, self._stopped_by = "stop", self._held.matched
-        return text + self._held.finish()
-
-    def _emit(self, text: str) -> str:
-        self._text.append(text)
-        return text
+    def _restrict(self) -> None:
+        self.sampling.blocked, self.sampling.allowed = self._control.blocked, self._control.allowed()

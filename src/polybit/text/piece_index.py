@@ -13,7 +13,8 @@ class PieceIndex:
 
     def __init__(self, pieces: Pieces) -> None:
         self._special = pieces.special
-        written = sorted((piece, token) for token, piece in pieces.of.items() if piece and token not in pieces.special)
+        self.written = {token: piece for token, piece in pieces.of.items() if piece and token not in pieces.special}
+        written = sorted((piece, token) for token, piece in self.written.items())
         self._pieces = [piece for piece, _ in written]
         self._tokens = [token for _, token in written]
         self._holding: dict[frozenset[str], frozenset[int]] = {}
