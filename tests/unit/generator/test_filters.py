@@ -140,6 +140,22 @@ class TestGrammars:
                 whole += 1
         assert whole >= 5
 
+    def test_a_pydantic_model_gets_no_further_properties_unless_it_allows_them(self):
+        class Open(pydantic.BaseModel):
+            model_config = pydantic.ConfigDict(extra="allow")
+            type: str
+
+        class Outer(pydantic.BaseModel):
+            people: list[Person]
+            properties: Open
+
+        schema = json.loads(SamplingParams(json_schema=Outer).json_schema)
+        assert schema["additionalProperties"] is schema["$defs"]["Person"]["additionalProperties"] is False
+        assert schema["$defs"]["Open"]["additionalProperties"] is True
+        assert set(schema["properties"]) == {"people", "properties"}
+        given = Person.model_json_schema()
+        assert json.loads(SamplingParams(json_schema=given).json_schema) == given
+
     def test_it_ends_by_itself_where_nothing_may_follow(self, tokenizer):
         wanted = filter_of(tokenizer, regex="a")
         wanted.accept(tokens_in(wanted.allowed())[0])
