@@ -18,6 +18,7 @@ from triton.runtime.jit import JITFunction
 from polybit.format.exl2 import Exl2Tensor, Group, Layout, encode
 from polybit.format.gptq import GptqTensor
 from polybit.kernels import triton as backend
+from polybit.kernels.protocol import HeadNorm, Rotation
 from polybit.spec import Activation
 
 SHARED = {80: 163 << 10, 90: 227 << 10}  # bytes of shared memory that a program may have
@@ -82,6 +83,23 @@ def attention() -> None:
         backend.attention(q, pages, pages, table, ones, ones[:1], queries, 0.1, window, softcap)
 
 
+def decode_attention() -> None:
+    length, table = torch.ones(1, dtype=torch.int32), torch.zeros(1, 2, dtype=torch.int32)
+    for dtype, heads, dim, page, normed, interleaved, window, softcap in (
+        (torch.float16, (64, 8), 128, 256, False, False, None, None),
+        (torch.float16, (8, 4), 256, 256, True, False, 1024, 50.0),
+        (torch.float16, (48, 1), 80, 100, False, True, None, None),
+        (torch.float32, (4, 4), 64, 256, False, False, None, None),
+    ):
+        q, k, pages = (
+            torch.zeros(*shape, dim, dtype=dtype) for shape in ((1, heads[0]), (1, heads[1]), (2, page, heads[1]))
+        )
+        norm = HeadNorm(torch.ones(dim, dtype=dtype), 1e-6, 0.0) if normed else None
+        rotation = Rotation(torch.zeros(9, 32), torch.zeros(9, 32), interleaved)
+        given = (q, k, k, pages, pages, table, length)
+        backend.decode_attention(*given, norm, norm, rotation, 0.1, window, softcap)
+
+
 def exl2_tensor() -> Exl2Tensor:
     layout, zeros = Layout((Group(4, 128), Group(3, 128))), torch.zeros(256, 256, dtype=torch.int32)
     return encode(zeros, zeros[:2], torch.ones(2).half(), layout, torch.arange(256))
@@ -106,6 +124,8 @@ if __name__ == "__main__":
     architecture = int(sys.argv[1])
     JITFunction.run = compile_for(GPUTarget("cuda", architecture, 32))
     sys.modules["polybit.kernels.triton.attention"].shared_bytes = lambda device: SHARED[architecture]
+    sys.modules["polybit.kernels.triton.decode_attention"].can_overlap = lambda device: architecture >= 90
     small_ops()
     attention()
+    decode_attention()
     matrices()

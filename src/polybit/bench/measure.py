@@ -85,11 +85,11 @@ def measure_vram(model: Model) -> Vram | None:
     """After a prompt that fills the cache."""
     if model.device.type != "cuda":
         return None
-    tokens = min(CACHE_TOKENS, model.max_seq_len)
+    weights, tokens = torch.cuda.memory_allocated(model.device), min(CACHE_TOKENS, model.max_seq_len)
     Batch(model, batch=1, length=tokens).step()
     free, total = torch.cuda.mem_get_info(model.device)
     allocated = torch.cuda.max_memory_allocated(model.device)
-    return Vram(allocated, torch.cuda.max_memory_reserved(model.device), total - free, tokens)
+    return Vram(weights, allocated, torch.cuda.max_memory_reserved(model.device), total - free, tokens)
 
 
 def decode_rows(subject: Subject, model: Model, wanted: Wanted, read: float) -> tuple[Row, ...]:

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from polybit import spec
-from polybit.cache.pages import PAGE_TOKENS, FreePages, pages_for
+from polybit.cache.holding import Copy
+from polybit.cache.pages import PAGE_TOKENS, PageBook, pages_for
 from polybit.errors import OutOfMemory
 from polybit.kernels.protocol import Backend
 from polybit.modules.step import Step
 
 
 class KVPool:
-    """A `KVStore` over pages of PAGE_TOKENS tokens; `free` says who may write where."""
+    """A `KVStore` over pages of PAGE_TOKENS tokens; `book` says who holds which."""
+
+    is_written_by_ops = True
 
     def __init__(
         self,
@@ -41,18 +44,18 @@ class KVPool:
                 f"a K/V pool of {pages * PAGE_TOKENS} tokens needs {needed / 1e9:.2f} GB on {_listed(devices)} "
                 f"({str(error).splitlines()[0]}); load with a smaller cache_tokens"
             ) from None
-        self.free = FreePages(pages)
+        self.book = PageBook(pages)
         self._backend = backend
 
     @property
     def num_tokens(self) -> int:
         """Tokens that all sequences together can hold."""
-        return self.free.total * PAGE_TOKENS
+        return self.book.total * PAGE_TOKENS
 
     @property
     def spare_page(self) -> int:
         """Nobody's: anyone may write there, and nobody reads it but what was written in the same step."""
-        return self.free.total
+        return self.book.total
 
     @property
     def num_bytes(self) -> int:
@@ -68,6 +71,12 @@ class KVPool:
 
     def write(self, layer: int, k: Tensor, v: Tensor, step: Step) -> None:
         self._backend.write_kv(k, v, *self.pages(layer), step.slots)
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Whole pages, in all layers."""
+        sources, targets = [copy.source for copy in copies], [copy.target for copy in copies]
+        for layer in self._layers:
+            layer[:, targets] = layer[:, sources]
 
     def pages(self, layer: int) -> tuple[Tensor, Tensor]:
         keys, values = self._layers[layer].unbind()

@@ -15,6 +15,8 @@ class Completion:
     finish_reason: FinishReason | None  # "length": max_tokens reached or the context full; None: cut off
     stopped_by: int | str | None  # the stop token or string; None with "stop": what was asked for is complete
     prompt_tokens: int
+    cached_tokens: int  # of the prompt, which others had read before
+    queued_seconds: float  # from the request to the start
     prefill_seconds: float  # from the start to the first token
     decode_seconds: float  # from the first token to the last
     suppressed: tuple[str, ...] = ()  # banned texts, as the model wrote them before they were taken back

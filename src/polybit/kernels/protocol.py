@@ -6,11 +6,12 @@ input's dtype unless they say otherwise.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, device, dtype
 
-from polybit.format.exl2 import Exl2Tensor
+from polybit.format.exl2 import Exl2Tensor, Layout
 from polybit.format.gptq import GptqTensor
 from polybit.spec import Activation
 
@@ -34,12 +35,31 @@ class Matrix(Protocol):
         """Device memory held."""
 
 
+@dataclass(frozen=True)
+class HeadNorm:
+    """RMSNorm of each head, as `rms_norm`; weight [D]."""
+
+    weight: Tensor
+    eps: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rope by tables of cos and sin [L, dim/2], as `rope`."""
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+
+
 class Backend(Protocol):
     """Every op that a forward pass needs. A backend that lacks one re-exports it from `reference`, visibly."""
 
     NAME: str
     NATIVE_OPS: frozenset[str]  # ops of this backend's own; the others are another's
     DEVICES: frozenset[str]  # types of torch devices that it serves
+    KEPT_BYTES: int  # of a GPU's memory that its kernels keep for themselves between calls, at most
     READS_PACKED: bool  # products of few rows read the packed words: holding them dequantized would slow them down
 
     def prepare_dense(self, weight: Tensor, device: device, dtype: dtype) -> Matrix:
@@ -50,6 +70,9 @@ class Backend(Protocol):
 
     def prepare_gptq(self, tensor: GptqTensor, prescale: float, device: device, dtype: dtype, unpacked: bool) -> Matrix:
         """As prepare_exl2, for a GPTQ matrix."""
+
+    def exl2_bytes(self, layout: Layout, out_features: int, dtype: dtype) -> int:
+        """Device memory of what prepare_exl2 makes of such a matrix, packed; out_features with padding."""
 
     def join(self, matrices: Sequence[Matrix]) -> Matrix | None:
         """One matrix for several of one input, whose outputs follow one another; None where nothing is gained by it."""
@@ -115,4 +138,28 @@ class Backend(Protocol):
         q [T, Hq, D]; k_pages, v_pages [pages, P, Hkv, D]; page_table [S, M], query_starts [S + 1], lengths [S] int32:
         sequence s owns queries query_starts[s]:query_starts[s+1], at most max_queries, the last of its lengths[s]
         tokens. -> [T, Hq, D]
+        """
+
+    def decode_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        page_table: Tensor,
+        lengths: Tensor,
+        q_norm: HeadNorm | None,
+        k_norm: HeadNorm | None,
+        rotation: Rotation | None,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Everything between the products of a decode step: norms, rope, write_kv and attention.
+
+        q [S, Hq, D], k and v [S, Hkv, D] belong to the last token of each sequence, at position lengths[s] - 1, and are
+        neither normed nor turned; its key and value are stored in its page. -> [S, Hq, D]
+
+        Nothing else that it reads may come from the launch right before it, which may still be at work.
         """

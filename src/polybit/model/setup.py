@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from polybit.kernels import reference
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import get_backend
 from polybit.model.device import choose_dtype
@@ -38,7 +37,7 @@ def set_up(source: ModelSource, cache_tokens: int, machine: Machine | None = Non
     device = machine.budgets[0].device
     dtype, backend = choose_dtype(options.dtype, device), get_backend(options.backend, device)
     unpacked = _holds_unpacked(source, dtype, backend, machine) if options.unpacked is None else options.unpacked
-    sizes = footprint_of(source, dtype, unpacked, holds_scores=backend is reference)
+    sizes = footprint_of(source, dtype, unpacked, backend)
     plan = plan_memory(sizes, machine, cache_tokens, options.offload, fewest, str(source.folder))
     return Setup(plan, sizes, dtype, backend, unpacked)
 
@@ -66,5 +65,5 @@ def _holds_unpacked(source: ModelSource, dtype: torch.dtype, backend: Backend, m
     """Where packed matrices would be dequantized at each use, and there is room for them."""
     if backend.READS_PACKED or not is_quantized(source):
         return False
-    weights = footprint_of(source, dtype, unpacked=True, holds_scores=False).weights
+    weights = footprint_of(source, dtype, unpacked=True, backend=backend).weights
     return weights <= UNPACK_SHARE * machine.budgets[0].free

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from closeness import assert_close
-from polybit.cache import PAGE_TOKENS, KVPool
+from polybit.cache import PAGE_TOKENS, Copy, KVPool
 from polybit.errors import OutOfMemory
 from polybit.kernels import reference
 from polybit.model.load import load
@@ -31,8 +31,8 @@ def test_size_is_rounded_up_to_pages_and_reported(source):
 def test_the_spare_page_is_there_and_nobodys(source):
     pool = KVPool(source.spec, 3 * PAGE_TOKENS, torch.float16, CPU, reference)
     assert pool.pages(0)[0].shape[0] == pool.spare_page + 1
-    assert pool.spare_page not in pool.free.take(3)
-    assert pool.free.num_free == 0
+    assert pool.spare_page not in pool.book.take(3)
+    assert pool.book.num_free == 0
 
 
 def test_what_is_written_is_read(source):
@@ -46,6 +46,19 @@ def test_what_is_written_is_read(source):
     for i, (page, offset) in enumerate([(0, 5), (1, 0), (0, 0)]):
         assert torch.equal(keys[page, offset], k[i])
         assert torch.equal(values[page, offset], v[i])
+
+
+def test_copies_take_what_was_there_before_any_of_them(source):
+    pool = KVPool(source.spec, 3 * PAGE_TOKENS, torch.float32, CPU, reference)
+    for layer in range(2):
+        for part, pages in enumerate(pool.pages(layer)):
+            for page in range(3):
+                pages[page].fill_(100 * layer + 10 * part + page)
+    pool.copy([Copy(0, 1), Copy(1, 2)])
+    for layer in range(2):
+        for part, pages in enumerate(pool.pages(layer)):
+            first = 100 * layer + 10 * part
+            assert [pages[page].unique().tolist() for page in range(3)] == [[first], [first], [first + 1]]
 
 
 def test_chunks_through_scattered_pages_give_the_logits_of_one_pass(source):

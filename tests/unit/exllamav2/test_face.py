@@ -1,5 +1,6 @@
 """exllamav2's interface: what it takes, what it gives back, and what it refuses by name."""
 
+import asyncio
 import inspect
 import math
 import threading
@@ -12,7 +13,9 @@ from exllamav2 import ExLlamaV2, ExLlamaV2Cache, ExLlamaV2Config, ExLlamaV2Token
 from exllamav2.generator import (
     ExLlamaV2BaseGenerator,
     ExLlamaV2DynamicGenerator,
+    ExLlamaV2DynamicGeneratorAsync,
     ExLlamaV2DynamicJob,
+    ExLlamaV2DynamicJobAsync,
     ExLlamaV2Sampler,
     ExLlamaV2StreamingGenerator,
 )
@@ -225,7 +228,7 @@ class TestDynamicGenerator:
         event.set()
         assert dynamic.generate("one", 8, abort_event=event) is None
         assert dynamic.num_remaining_jobs() == 0
-        assert parts["cache"].pool.free.num_held == 0
+        assert parts["cache"].pool.book.num_held == 0
 
     def test_too_long_for_the_cache_is_refused_with_figures(self, dynamic):
         with pytest.raises(RequestError, match="are 513 tokens together, but the cache holds 512"):
@@ -239,7 +242,6 @@ class TestDynamicGenerator:
             {"token_healing": True},
             {"filters": [object()]},
             {"filter_prefer_eos": True},
-            {"return_last_results": True},
             {"embeddings": [object()]},
             {"banned_strings": ["x"]},
         ],
@@ -249,14 +251,43 @@ class TestDynamicGenerator:
             dynamic.generate("one", 8, **argument)
         assert dynamic.num_remaining_jobs() == 0
 
+    def test_last_results_come_along_on_request(self, dynamic):
+        text, last = dynamic.generate("one", 8, seed=3, return_last_results=True)
+        assert text == dynamic.generate("one", 8, seed=3)
+        assert (last["eos"], last["new_tokens"]) == (True, 8)
+        texts, last = dynamic.generate(["one", "two"], 8, seed=3, return_last_results=True)
+        assert [text[:3] for text in texts] == ["one", "two"]
+        assert [one["full_completion"] for one in last] == [text[3:] for text in texts]
+
+    def test_a_jobs_length_may_be_bounded(self, parts):
+        dynamic = ExLlamaV2DynamicGenerator(**parts, max_seq_len=100)
+        with pytest.raises(RequestError, match="101 tokens together, but the cache holds 100"):
+            dynamic.generate("p", 100)
+
+    def test_what_has_no_meaning_here(self, dynamic):
+        dynamic.set_loras(None)
+        dynamic.defrag_cache()
+        with pytest.raises(RequestError, match="loras"):
+            dynamic.set_loras([object()])
+        with pytest.raises(RequestError, match="num_free"):
+            dynamic.print_page_list()
+
     def test_pairs_of_prompts_are_refused(self, dynamic):
         with pytest.raises(RequestError, match="CFG"):
             dynamic.generate([("one", "two")], 8)
 
-    @pytest.mark.parametrize("argument", [{"draft_model": object()}, {"use_ngram_draft": True}, {"max_seq_len": 128}])
+    @pytest.mark.parametrize("argument", [{"draft_model": object()}, {"use_ngram_draft": True}])
     def test_so_is_what_the_generator_cannot_do(self, parts, argument):
         with pytest.raises(RequestError, match=next(iter(argument))):
             ExLlamaV2DynamicGenerator(**parts, **argument)
+
+
+def run(dynamic):
+    """All results until the queue is empty."""
+    results = []
+    while dynamic.num_remaining_jobs():
+        results += dynamic.iterate()
+    return results
 
 
 class TestJobs:
@@ -267,10 +298,11 @@ class TestJobs:
     def test_results_add_up_to_the_completion(self, dynamic, parts):
         job = self.job(parts, "some prompt", identifier="mine")
         assert dynamic.enqueue(job) == 1
-        results = []
-        while dynamic.num_remaining_jobs():
-            results += dynamic.iterate()
+        results = run(dynamic)
         last = results[-1]
+        assert [result["stage"] for result in results[:3]] == ["started", "prefill", "streaming"]
+        assert (results[1]["curr_progress"], results[1]["max_progress"]) == (11, 11)
+        assert {"started", "prefill", "streaming"} == {result["stage"] for result in results}
         assert "".join(result.get("text", "") for result in results) == job.full_completion == last["full_completion"]
         assert sum(result["token_ids"].shape[1] for result in results if "token_ids" in result) == 10
         assert all(result["identifier"] == "mine" and result["serial"] == 1 for result in results)
@@ -281,27 +313,81 @@ class TestJobs:
     def test_a_stop_is_explained(self, dynamic, parts):
         text = dynamic.generate("some", 10, seed=1, gen_settings=HOT, completion_only=True)
         dynamic.enqueue(self.job(parts, "some", stop_conditions=[text[3:5]]))
-        last = {}
-        while dynamic.num_remaining_jobs():
-            (last,) = dynamic.iterate()
+        last = run(dynamic)[-1]
         assert (last["eos_reason"], last["eos_triggering_string"]) == ("stop_string", text[3:5])
 
     def test_a_stop_token_is_explained(self, dynamic, parts):
         dynamic.enqueue(self.job(parts, "some", stop_conditions=list(range(260))))
-        (last,) = dynamic.iterate()
+        last = run(dynamic)[-1]
         assert (last["eos_reason"], last["new_tokens"]) == ("stop_token", 0)
         assert last["eos_triggering_token_str"] == parts["tokenizer"].inner.token_of(last["eos_triggering_token_id"])
 
     def test_cancelling_frees_its_pages(self, dynamic, parts):
         jobs = [self.job(parts, "one"), self.job(parts, "two")]
         assert dynamic.enqueue(jobs) == [1, 2]
-        dynamic.iterate()
+        assert {result["job"] for result in dynamic.iterate()} == set(jobs)
+        assert parts["cache"].pool.book.num_held == 2
         dynamic.cancel(jobs[0])
         dynamic.cancel(jobs[0])  # again: it is gone already
-        assert parts["cache"].pool.free.num_held == 0
-        assert dynamic.iterate()[0]["job"] is jobs[1]
+        assert parts["cache"].pool.book.num_held == 1
+        assert {result["job"] for result in dynamic.iterate()} == {jobs[1]}
         dynamic.clear_queue()
-        assert dynamic.num_remaining_jobs() == parts["cache"].pool.free.num_held == 0
+        assert dynamic.num_remaining_jobs() == parts["cache"].pool.book.num_held == 0
+
+    def test_all_that_fit_run_together(self, dynamic, parts):
+        jobs = [self.job(parts, text, seed=i) for i, text in enumerate(["one", "two", "three"])]
+        dynamic.enqueue(jobs)
+        assert run(dynamic)
+        alone = [
+            dynamic.generate(text, 10, gen_settings=HOT, seed=i, completion_only=True)
+            for i, text in enumerate(["one", "two", "three"])
+        ]
+        assert [job.full_completion for job in jobs] == alone
+
+    @pytest.mark.parametrize("limit", [{"max_batch_size": 1}, {"paged": False}])
+    def test_or_one_at_a_time(self, parts, limit):
+        dynamic = ExLlamaV2DynamicGenerator(**parts, **limit)
+        dynamic.enqueue([self.job(parts, "one"), self.job(parts, "two")])
+        ended = [result["serial"] for result in run(dynamic) if result["stage"] == "started" or result["eos"]]
+        assert ended == [1, 1, 2, 2]
+
+    def test_what_others_have_read_is_told(self, dynamic, parts):
+        dynamic.reset_page_table()
+        text = "the same beginning " * 20
+        pages = [self.last(dynamic, parts, text)["cached_pages"] for _ in range(2)]
+        assert pages == [0, 1]
+        dynamic.reset_page_table()
+        assert self.last(dynamic, parts, text)["cached_tokens"] == 0
+
+    def last(self, dynamic, parts, text):
+        dynamic.enqueue(self.job(parts, text))
+        return run(dynamic)[-1]
+
+    def test_tokens_without_text_are_held_at_the_end(self, dynamic, parts):
+        text = dynamic.generate("some", 10, seed=1, gen_settings=HOT, completion_only=True)
+        dynamic.enqueue(self.job(parts, "some", stop_conditions=[text[:2]]))
+        results = run(dynamic)
+        assert all("text" not in result and "token_ids" not in result for result in results)
+        assert results[-1]["held"]["token_ids"].shape[1] == results[-1]["new_tokens"] > 0
+
+    def test_a_job_that_fails_raises_and_the_others_go_on(self, dynamic, parts, monkeypatch):
+        jobs = [self.job(parts, text) for text in ("one", "bad!", "two")]
+        model, bad = type(parts["model"].inner), parts["tokenizer"].single_id("!")
+        forward = model.forward
+
+        def spoiled(self, tokens, step, pool, logits_at):
+            logits = forward(self, tokens, step, pool, logits_at).clone()
+            logits[tokens[logits_at] == bad] = math.nan
+            return logits
+
+        monkeypatch.setattr(model, "forward", spoiled)
+        dynamic.enqueue(jobs)
+        results = dynamic.iterate()
+        with pytest.raises(PolybitError, match="NaN"):
+            dynamic.iterate()
+        results += run(dynamic)
+        assert {result["serial"] for result in results if result["eos"]} == {1, 3}
+        assert parts["cache"].pool.book.num_held == 0
 
     @pytest.mark.parametrize("ids", [torch.zeros(2, 3), [torch.zeros(1, 3)] * 2, "text"])
     def test_only_one_row_of_ids(self, ids):
@@ -439,7 +525,7 @@ class TestOlderGenerators:
         streaming.begin_stream(parts["tokenizer"].encode("one"), GREEDY)
         chunk, eos, ids = streaming.stream()
         assert (chunk, eos, ids.shape) == ("", True, (1, 0))
-        assert parts["cache"].pool.free.num_held == 0
+        assert parts["cache"].pool.book.num_held == 0
 
     def test_no_stream_yet(self, parts):
         with pytest.raises(RequestError, match="begin_stream_ex"):
@@ -456,3 +542,65 @@ def test_a_broken_tokenizer_is_one_line(tmp_path):
     write(write_random_model(tmp_path), "tokenizer.json", {})
     with pytest.raises(PolybitError, match=r"tokenizer\.json"):
         ExLlamaV2Tokenizer(ExLlamaV2Config(str(tmp_path)))
+
+
+class TestAsync:
+    def ask(self, parts, ask):
+        async def run():
+            generator = ExLlamaV2DynamicGeneratorAsync(**parts)
+            try:
+                return await ask(generator)
+            finally:
+                await generator.close()
+
+        found = asyncio.run(run())
+        assert parts["cache"].pool.book.num_held == 0
+        return found
+
+    def job(self, parts, generator, text, **options):
+        wanted = {"max_new_tokens": 10, "gen_settings": HOT, "seed": 1, **options}
+        return ExLlamaV2DynamicJobAsync(generator, parts["tokenizer"].encode(text), **wanted)
+
+    def test_jobs_run_together_and_say_what_the_others_would(self, parts, dynamic):
+        async def read(job):
+            return [result async for result in job]
+
+        async def ask(generator):
+            return await asyncio.gather(*(read(self.job(parts, generator, text)) for text in ("one", "two")))
+
+        for text, results in zip(("one", "two"), self.ask(parts, ask), strict=True):
+            expected = dynamic.generate(text, 10, gen_settings=HOT, seed=1, completion_only=True)
+            assert "".join(result.get("text", "") for result in results) == expected
+            assert [result["stage"] for result in results[:2]] == ["started", "prefill"]
+            assert [result["eos"] for result in results] == [False] * (len(results) - 1) + [True]
+
+    def test_a_cancelled_job_ends_and_the_others_go_on(self, parts):
+        async def ask(generator):
+            kept, dropped = self.job(parts, generator, "one"), self.job(parts, generator, "two", max_new_tokens=400)
+            async for result in dropped:
+                if result["stage"] == "streaming":
+                    await dropped.cancel()
+            return [result async for result in kept][-1]
+
+        assert self.ask(parts, ask)["new_tokens"] == 10
+
+    def test_the_error_of_a_job_is_raised_there(self, parts, monkeypatch):
+        def fail(*inputs):
+            raise RuntimeError("no device")
+
+        async def ask(generator):
+            with monkeypatch.context() as patched:
+                patched.setattr(type(parts["model"].inner), "forward", fail)
+                with pytest.raises(PolybitError, match="no device"):
+                    async for _ in self.job(parts, generator, "one"):
+                        pass
+            return [result async for result in self.job(parts, generator, "one")][-1]
+
+        assert self.ask(parts, ask)["new_tokens"] == 10
+
+    def test_a_job_that_cannot_fit_is_refused_at_once(self, parts):
+        async def ask(generator):
+            with pytest.raises(RequestError, match="the cache holds 512"):
+                self.job(parts, generator, "one", max_new_tokens=600)
+
+        self.ask(parts, ask)

@@ -98,7 +98,7 @@ class TestText:
         done = engine.generate("p", **wanted, max_tokens=30)
         prompt = [*engine.prompt_ids("p"), *done.tokens[:12]]
         assert engine.generate(prompt, **wanted, max_tokens=18).tokens == done.tokens[12:]
-        assert engine.pool.free.num_held == 0
+        assert engine.pool.book.num_held == 0
 
     def test_a_healed_prompt_goes_on_inside_its_last_token(self, engine):
         space = engine.tokenizer.id_of("Ġ")
@@ -141,4 +141,4 @@ class TestText:
         assert {engine.generate("p", seed=seed, **wanted).text for seed in range(20)} == {"no"}
         with pytest.raises(RequestError, match="no token is left to go on with"):
             engine.generate("p", seed=1, choices="yes", banned_strings="yes")
-        assert engine.pool.free.num_held == 0
+        assert engine.pool.book.num_held == 0

@@ -20,7 +20,7 @@ MAX_ROWS = 64  # more rows are better served by dequantizing
 ROWS_AT_ONCE = 16
 
 WEIGHT_BYTES = 2176  # of a chunk in the ring
-SLOTS = 3  # chunks of a warp's ring
+SLOTS = 2  # chunks of a warp's ring
 SUM_BYTES = 4 * (TILE_COLUMNS + 4)  # of a row's sums over one tile
 STATIC_BYTES = 6144  # shared memory that the kernel declares itself, and what the driver keeps
 KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
@@ -53,11 +53,8 @@ class Form:
         """Of a thread block: its warps' rings, and their sums."""
         return warps * SLOTS * self.slot_bytes + num_sums * self.most_rows * SUM_BYTES
 
-    def build(self, warps: int, out_float: bool) -> Build:
-        macros = {
-            "NT": self.row_tiles, "ONE": int(self.one), "WN": 1, "WK": warps, "SLOTS": SLOTS, "RESIDENT": 1,
-            "OUT_FLOAT": int(out_float),
-        }  # fmt: skip
+    def build(self, warps: int) -> Build:
+        macros = {"NT": self.row_tiles, "ONE": int(self.one), "WARPS": warps, "SLOTS": SLOTS}
         return Build.of("exl2_decode.cu", macros)
 
 
@@ -140,12 +137,11 @@ def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -
     num_rows, given, device = out.shape[0], matrix.input, out.device
     form = form_for(num_rows)
     plan = _plan(form, matrix.shapes, given.row_blocks, given.first_groups, device)
-    kernel = Kernel.get(form.build(plan.warps, out.dtype == torch.float32), "exl2_decode", device)
     space = _workspace(device)
-    kernel.launch(
+    Kernel.get(form.build(plan.warps), "exl2_decode", device).launch(
         (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima, x, out, residual,
-        None, space.sums, space.counters, plan.runs.shape[-2], plan.tiles.shape[1], num_rows, out.shape[1],
-        shared_bytes=plan.shared_bytes, overlap=True,
+        space.sums, space.counters, plan.runs.shape[-2], plan.tiles.shape[1], num_rows, out.shape[1],
+        int(out.dtype == torch.float32), shared_bytes=plan.shared_bytes, overlap=True,
     )  # fmt: skip
 
 
@@ -154,7 +150,7 @@ def _sort(name: str, matrix: Streamed, x: Tensor, *arguments: Argument, kind: to
     given, num_rows = matrix.input, x.shape[0]
     out = torch.empty(given.num_bytes(num_rows), dtype=torch.uint8, device=x.device)
     Kernel.get(activations(x.dtype, kind), name, x.device).launch(
-        (-(-given.num_groups // 4), num_rows), 128, given.order, given.groups, out, given.num_groups, num_rows, x,
+        (-(-given.num_groups // 8), num_rows), 128, given.order, given.groups, out, given.num_groups, num_rows, x,
         *arguments, overlap=True,
     )  # fmt: skip
     return out
@@ -198,7 +194,7 @@ def choose(
             least = max(1, sum(shape.num_tiles for shape in shapes) // (waves * num_processors))
             if warps > form.most_warps or form.shared_bytes(warps, least) > shared_limit:
                 continue
-            split = Warps(1, warps, form.max_chunk)
+            split = Warps(warps, form.max_chunk)
             schedule = make_schedule(shapes, row_blocks, first_groups, split, waves * num_processors)
             fits = form.shared_bytes(warps, schedule.num_sums) <= shared_limit and schedule.num_slots <= num_places
             if fits and schedule.fits_tables:

@@ -33,6 +33,12 @@ def _tanh(x):
 
 
 @triton.jit
+def capped(logits, softcap):
+    """softcap * tanh(logits / softcap); as they are if it is None."""
+    return logits if softcap is None else softcap * _tanh(logits / softcap)
+
+
+@triton.jit
 def _attend(
     q,
     accumulator,
@@ -75,10 +81,7 @@ def _attend(
             k = tl.load(k_tile + at)
         else:
             k = tl.load(k_tile + at, feature < HEAD_DIM, other=0.0)
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        if softcap is not None:
-            logits = softcap * _tanh(logits / softcap)
-        logits *= LOG2_E
+        logits = capped(tl.dot(q, tl.trans(k), input_precision="ieee") * scale, softcap) * LOG2_E
         if MASKED:
             visible = (key[None, :] <= position[:, None]) & (key < stop)[None, :]
             if window is not None:
