@@ -19,6 +19,7 @@ class Completion:
     queued_seconds: float  # from the request to the start
     prefill_seconds: float  # from the start to the first token
     decode_seconds: float  # from the first token to the last
+    num_held: int = 0  # latest tokens that may still be taken back
     suppressed: tuple[str, ...] = ()  # banned texts, as the model wrote them before they were taken back
     logprobs: tuple[Report, ...] = ()  # of each token, where SamplingParams.logprobs asks for them
 

@@ -104,6 +104,7 @@ class Sequence(Holding):
             queued_seconds=self._begun - self._requested if self._begun else 0.0,
             prefill_seconds=times[0] - self._begun if times else 0.0,
             decode_seconds=times[-1] - times[0] if times else 0.0,
+            num_held=self._control.num_held,
             suppressed=tuple(self._suppressed),
             logprobs=tuple(self._reports),
         )

@@ -66,6 +66,11 @@ class TextControl:
         early = self._limits.ends if self._num_tokens < self._limits.least else ()
         return frozenset(tried).union(early)
 
+    @property
+    def num_held(self) -> int:
+        """Tokens that may still be taken back."""
+        return len(self._fed)
+
     def allowed(self) -> TokenMask | None:
         if self._num_tokens == 0 and self._first is not None:
             return self._first
@@ -84,6 +89,7 @@ class TextControl:
             return self._take_back(watched)
         self._num_tokens += 1
         if watched.stopped_by is not None:
+            self._fed.clear()
             return Verdict(watched.text, finish_reason="stop", stopped_by=watched.stopped_by)
         if self._filter is not None:
             self._filter.accept(token)
@@ -118,6 +124,7 @@ class TextControl:
 
     def _end(self, reason: FinishReason, stopped_by: int | None, text: str = "") -> Verdict:
         """All that waits comes out. It may still hold a stop string."""
+        self._fed.clear()
         rest = self._watch.finish(self._detokenizer.finish())
         if rest.stopped_by is not None:
             return Verdict(text + rest.text, finish_reason="stop", stopped_by=rest.stopped_by)

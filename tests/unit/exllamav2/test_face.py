@@ -238,12 +238,9 @@ class TestDynamicGenerator:
     @pytest.mark.parametrize(
         "argument",
         [
-            {"min_new_tokens": 3},
-            {"token_healing": True},
             {"filters": [object()]},
             {"filter_prefer_eos": True},
             {"embeddings": [object()]},
-            {"banned_strings": ["x"]},
         ],
     )
     def test_what_it_cannot_do_is_named(self, dynamic, argument):
@@ -393,6 +390,45 @@ class TestJobs:
     def test_only_one_row_of_ids(self, ids):
         with pytest.raises(RequestError, match="one row of ids"):
             ExLlamaV2DynamicJob(ids, 5)
+
+
+class TestText:
+    """What a job asks of its text and is told of its tokens."""
+
+    def results(self, dynamic, **options):
+        ids = dynamic.tokenizer.encode("one")
+        dynamic.enqueue(ExLlamaV2DynamicJob(ids, 20, gen_settings=GREEDY, **options))
+        told = []
+        while dynamic.num_remaining_jobs():
+            told += dynamic.iterate()
+        return [result for result in told if result["stage"] == "streaming"]
+
+    def test_banned_strings_are_taken_back_and_their_tokens_never_told(self, dynamic):
+        text = self.results(dynamic)[-1]["full_completion"]
+        told = self.results(dynamic, banned_strings=[text[4:7].upper()])
+        assert told[-1]["full_completion"][:4] == text[:4]
+        assert text[4:7].lower() not in told[-1]["full_completion"].lower()
+        assert text[4:7] in "".join(result.get("suppressed_text", "") for result in told)
+        tokens = [token for result in told if "token_ids" in result for token in result["token_ids"][0].tolist()]
+        assert dynamic.tokenizer.decode(tokens) == told[-1]["full_completion"]
+
+    def test_no_stop_token_before_min_new_tokens(self, dynamic):
+        first = dynamic.tokenizer.encode(self.results(dynamic)[-1]["full_completion"])[0, 0].item()
+        assert self.results(dynamic, stop_conditions=[first])[-1]["new_tokens"] == 0
+        assert self.results(dynamic, stop_conditions=[first], min_new_tokens=3)[-1]["new_tokens"] >= 3
+
+    def test_token_healing(self, dynamic, engine):
+        healed = dynamic.generate("one ", 5, gen_settings=GREEDY, token_healing=True, completion_only=True)
+        expected = engine.generate("one ", max_tokens=5, temperature=0, ignore_eos=True, token_healing=True)
+        assert healed == expected.text
+
+    def test_probabilities(self, dynamic):
+        for result in self.results(dynamic, return_probs=True, return_top_tokens=2):
+            if "token_ids" in result:
+                count = result["token_ids"].shape[1]
+                assert torch.equal(result["token_probs"], torch.ones(1, count))
+                assert torch.equal(result["top_k_tokens"][..., 0], result["token_ids"])
+                assert result["top_k_probs"].tolist() == [[[1, 0]] * count]
 
 
 class TestSettings:
