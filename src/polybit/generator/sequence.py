@@ -121,4 +121,5 @@ class Sequence(Holding):
 
     def _restrict(self) -> None:
         """What the next token may be."""
-        self.sampling.blocked, self.sampling.allowed = self._control.blocked, self._control.allowed()
+        if self._control.restricts:
+            self.sampling.blocked, self.sampling.allowed = self._control.blocked, self._control.allowed()

@@ -5,11 +5,10 @@ while it may turn out to be the beginning of such a string.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Watched:
+class Watched(NamedTuple):
     """What a token's text led to."""
 
     text: str = ""  # that became certain
@@ -18,8 +17,7 @@ class Watched:
     taken_back: int = 0  # tokens that go, the one just fed included: all since the banned string began
 
 
-@dataclass(frozen=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A token whose text is not certain."""
 
     start: int  # of its text in what is held
@@ -33,6 +31,7 @@ class TextWatch:
         """Stop strings match as they are written, banned ones in any case."""
         self._stops = tuple(stops)
         self._banned = tuple(fold(text) for text in banned)
+        self._watches = bool(stops or banned)
         self._held = ""
         self._waiting: list[Waiting] = []  # while tokens may have to go
         self._is_whole = True
@@ -44,6 +43,8 @@ class TextWatch:
 
     def feed(self, piece: str, is_whole: bool = True) -> Watched:
         """`piece`: the text that the next token completed. `is_whole`: whether no part of a character follows it."""
+        if not self._watches:
+            return Watched(piece)
         if self._banned:
             self._waiting.append(Waiting(len(self._held), self._is_whole))
         self._held, self._is_whole = self._held + piece, is_whole

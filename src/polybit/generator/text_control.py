@@ -4,8 +4,8 @@ A state machine that knows no model: a token goes in; out comes text that is cer
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from polybit.generator.filters import Filter
 from polybit.generator.sampling.mask import TokenMask
@@ -15,8 +15,7 @@ from polybit.text import Detokenizer
 FinishReason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What follows from one token."""
 
     text: str = ""  # that became certain
@@ -54,6 +53,7 @@ class TextControl:
         self._can_take_back = bool(banned)
         self._filter = filter_
         self._first = first
+        self.restricts = bool(banned or filter_ or first is not None or limits.least)  # ever, so that most need not ask
         self._num_tokens = 0
         self._fed: list[tuple[int, Detokenizer]] = []  # that may be taken back, and the state before each
         self._tried: dict[int, set[int]] = {}  # tokens that led to a banned string, by place
@@ -80,7 +80,7 @@ class TextControl:
 
     def feed(self, token: int) -> Verdict:
         if token in self._limits.ends:
-            return replace(self._end("stop", token), taken_back=1)
+            return self._end("stop", token)._replace(taken_back=1)
         if self._can_take_back:
             self._fed.append((token, self._detokenizer.copy()))
         piece = self._detokenizer.feed(token)
