@@ -10,10 +10,14 @@ except ImportError:  # Windows
     CAN_EDIT = False
 else:
     CAN_EDIT = True
+    readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one; Python turns that off
 
 
 def read_line(prompt: str, draft: str = "") -> str:
-    """A line without its end; the user goes on from `draft`. Raises EOFError at the end of input."""
+    """A line without its end, or several that were pasted; the user goes on from `draft`.
+
+    Raises EOFError at the end of input.
+    """
     if not draft:
         return input(prompt)
     if not CAN_EDIT:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -46,7 +47,8 @@ class Terminal:
         """What came until `pattern` did, without what steers the terminal."""
         deadline = time.monotonic() + PATIENCE
         while (found := re.search(pattern, self._seen)) is None:
-            assert time.monotonic() < deadline, f"no {pattern!r} in {self._seen!r}"
+            ready, _, _ = select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"no {pattern!r} in {self._seen!r}"
             try:
                 self._seen += plain(os.read(self._fd, 65536).decode(errors="replace"))
             except OSError:
@@ -131,3 +133,28 @@ def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(chatting: Terminal
     chatting.wait_for("4 tokens")
     chatting.type("/quit\n")
     assert chatting.end() == 0
+
+
+def test_pasted_lines_are_one_message_and_can_be_edited(chatting: Terminal) -> None:
+    chatting.type("\x1b[200~first\nsecond\x1b[201~")
+    chatting.wait_for("second")
+    chatting.type("\n")
+    chatting.wait_for("4 tokens")
+    chatting.wait_for(PROMPT)
+    chatting.type("/edit\n")
+    chatting.wait_for(r"> /edit first\s+second")
+    chatting.type("!\n")
+    chatting.wait_for("4 tokens")
+    chatting.wait_for(PROMPT)
+    chatting.type("/history\n")
+    assert "user: first\nsecond!" in chatting.wait_for("assistant: ")
+
+
+def test_three_quotes_ask_for_more_lines(chatting: Terminal) -> None:
+    chatting.type('"""first\n')
+    chatting.wait_for(r"\n\. ")
+    chatting.type('second"""\n')
+    chatting.wait_for("4 tokens")
+    chatting.wait_for(PROMPT)
+    chatting.type("/history\n")
+    assert "user: first\nsecond\n" in chatting.wait_for("assistant: ")
