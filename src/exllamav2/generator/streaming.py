@@ -62,7 +62,6 @@ class ExLlamaV2StreamingGenerator:
         """Start a text that follows input_ids [1, n]; an earlier one ends."""
         refuse(
             "ExLlamaV2StreamingGenerator.begin_stream_ex",
-            token_healing=token_healing,
             loras=loras,
             input_mask=input_mask,
             position_offsets=position_offsets,
@@ -71,13 +70,20 @@ class ExLlamaV2StreamingGenerator:
             return_logits=return_logits,
             abort_event=abort_event,
             input_embeddings=input_embeddings,
-            banned_strings=banned_strings,
             filters=filters,
             filter_prefer_eos=filter_prefer_eos,
         )
         if self._stream is not None:
             self._stream.close()
-        params = sampling_params(gen_settings, None, self._stop_conditions, None, decode_special_tokens)
+        params = sampling_params(
+            gen_settings,
+            None,
+            self._stop_conditions,
+            None,
+            decode_special_tokens,
+            token_healing=token_healing,
+            banned_strings=tuple(banned_strings or ()),
+        )
         self._stream = self._engine.stream(single_row(input_ids), params)
         self._num_told = 0
 
@@ -88,7 +94,8 @@ class ExLlamaV2StreamingGenerator:
             raise RequestError("no stream to continue; call begin_stream_ex first")
         chunk = next(self._stream, "")
         completion = self._stream.completion
-        tokens, self._num_told = completion.tokens[self._num_told :], len(completion.tokens)
+        certain = completion.tokens[: len(completion.tokens) - completion.num_held]
+        tokens, self._num_told = certain[self._num_told :], len(certain)
         eos = completion.finish_reason is not None
         return {"chunk": chunk, "eos": eos, "chunk_token_ids": torch.tensor([tokens], dtype=torch.int64)}
 

@@ -26,6 +26,7 @@ class Holding:
         self.pages: list[int] = []
         self._keys: list[Key] = [START]
         self._num_complete = 0  # leading pages that the book knows as whole
+        self._is_cut = False  # tokens were taken back, and the pages do not know it yet
 
     @property
     def num_pending(self) -> int:
@@ -70,11 +71,9 @@ class Holding:
         start = self.num_stored
         rest = self.tokens[start : min(start + PAGE_TOKENS, len(self.tokens) - 1)]
         source, common = book.nearest(self.key(len(self.pages)), rest)
-        if common < WORTH_COPYING or book.num_free <= book.is_free(source):
+        if common < WORTH_COPYING or book.num_free == 0:
             return None
-        book.hold(source)  # so that it is not the page that is taken
-        self.pages += book.take(1)
-        book.give_back([source])
+        self.pages += book.take(1)  # perhaps the source itself, which then keeps what it has
         self._advance(common)
         return Copy(source, self.pages[-1])
 
@@ -87,7 +86,28 @@ class Holding:
     @property
     def has_room(self) -> bool:
         """Whether a page that is held takes one more token."""
-        return self.num_stored < PAGE_TOKENS * len(self.pages)
+        return self.num_stored < PAGE_TOKENS * len(self.pages) and not self._is_cut
+
+    def take_back(self, count: int) -> None:
+        """Drop the last `count` tokens. The one before them runs again: the next follows from it."""
+        del self.tokens[len(self.tokens) - count :]
+        del self._keys[len(self.tokens) // PAGE_TOKENS + 1 :]
+        self.num_stored = min(self.num_stored, len(self.tokens) - 1)
+        self._is_cut = True
+
+    def mend(self, book: PageBook) -> None:
+        """After `take_back`, before anything is stored: leave pages that others may read, and forget what is wrong."""
+        if not self._is_cut:
+            return
+        first = self.num_stored // PAGE_TOKENS  # page that is written next
+        if first < self._num_complete:  # from its beginning, or from a copy of what stays right
+            self.num_stored, self._num_complete = first * PAGE_TOKENS, first
+        kept = pages_for(self.num_stored)
+        book.give_back(self.pages[kept:])
+        del self.pages[kept:]
+        if self._num_complete < kept:
+            book.forget(self.pages[-1])
+        self._is_cut = False
 
     def num_missing(self, length: int) -> int:
         """Pages that the first `length` tokens need beside those that are held."""
@@ -115,6 +135,7 @@ class Holding:
 
     def release(self, book: PageBook) -> None:
         """Give all pages back; others may find them until they are taken. What comes next starts from nothing."""
+        self.mend(book)
         self.publish_all(book)
         self._give_back(book)
 
@@ -128,3 +149,4 @@ class Holding:
         book.give_back(self.pages)
         self.pages.clear()
         self.num_stored = self.num_reused = self._num_complete = 0
+        self._is_cut = False

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from polybit.cache import KVPool
-from polybit.errors import PolybitError
+from polybit.errors import KernelError, PolybitError
+from polybit.generator.diagnosis import first_broken_layer
 from polybit.generator.graphs import SIZES, DecodeGraphs
 from polybit.generator.layout import DecodeLayout, lay_out
-from polybit.generator.sampling import sample
+from polybit.generator.sampling import UNUSABLE, Drawn, sample, unusable
 from polybit.generator.scheduler import Part, Plan, S
 from polybit.generator.sequence import Sequence
 from polybit.model.model import Model
@@ -29,11 +30,12 @@ class Runner:
         self._graphs = graphs
         self._decode_layout = DecodeLayout()
 
-    def run(self, plan: Plan[Sequence]) -> list[tuple[Sequence, int | PolybitError]]:
+    def run(self, plan: Plan[Sequence]) -> list[tuple[Sequence, Drawn | PolybitError]]:
         """Carry the plan out; the next token of each sequence that is ready for it, or why there is none."""
         if plan.copies:
             self.pool.copy(plan.copies)
-        ready = [part.sequence for part in plan.parts if part.is_last]
+        decodes = _is_decode(plan.parts)
+        ready = [part.sequence for part in plan.parts if decodes or part.is_last]
         logits = self.forward(plan.parts)
         return list(zip(ready, self.sample(logits, ready), strict=True)) if ready else []
 
@@ -44,7 +46,7 @@ class Runner:
         """
         logits = self._logits(parts)
         for part in parts:
-            part.sequence.num_stored = part.stop
+            part.sequence.num_stored += part.count
         return logits
 
     def _logits(self, parts: tuple[Part[S], ...]) -> Tensor:
@@ -56,29 +58,20 @@ class Runner:
         logits_at = torch.tensor(ends, dtype=torch.int64, device=self.model.device)
         return self.model.forward(tokens, step, self.pool, logits_at)
 
+    def explained(self, error: PolybitError, sequence: Sequence) -> PolybitError:
+        """`error`, and which layer it comes from where logits are no numbers."""
+        layer = first_broken_layer(self.model, sequence.tokens) if isinstance(error, KernelError) else None
+        return error if layer is None else KernelError(f"{error}; the first numbers that are not finite leave {layer}")
+
     @torch.inference_mode()
-    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int | PolybitError]:
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Drawn | PolybitError]:
         """logits [S, V] -> the next token of each, or the error of those that cannot have one."""
-        known, uniforms = logits[:, : self._vocab_size], [sequence.uniform() for sequence in sequences]
-        try:
-            return _drawn(known, sequences, uniforms)
-        except PolybitError as error:
-            if len(sequences) == 1:
-                return [error]
-        return [_alone(known[i : i + 1], sequences[i], uniforms[i]) for i in range(len(sequences))]
-
-
-def _drawn(logits: Tensor, sequences: list[Sequence], uniforms: list[float]) -> list[int | PolybitError]:
-    params, texts = [sequence.params for sequence in sequences], [sequence.tokens for sequence in sequences]
-    tokens: list[int | PolybitError] = sample(logits, params, texts, uniforms).tolist()
-    return tokens
-
-
-def _alone(logits: Tensor, sequence: Sequence, uniform: float) -> int | PolybitError:
-    try:
-        return _drawn(logits, [sequence], [uniform])[0]
-    except PolybitError as error:
-        return error
+        known = logits[:, : self._vocab_size]
+        drawn = sample(known, [sequence.sampling for sequence in sequences]).drawn()
+        return [
+            unusable(known[row], len(sequences[row].tokens)) if one.token == UNUSABLE else one
+            for row, one in enumerate(drawn)
+        ]
 
 
 def _is_decode(parts: Iterable[Part[S]]) -> bool:

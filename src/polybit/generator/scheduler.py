@@ -50,6 +50,7 @@ class Plan(Generic[S]):
 
     copies: tuple[Copy, ...]
     parts: tuple[Part[S], ...]
+    started: tuple[S, ...] = ()  # that left the queue for it
 
 
 @dataclass(eq=False)
@@ -73,6 +74,7 @@ class Draft(Generic[S]):
     room: int  # for tokens of prompts
     counts: dict[Entry[S], int] = field(default_factory=dict)
     copies: dict[Entry[S], Copy] = field(default_factory=dict)
+    started: list[S] = field(default_factory=list)
     reading: dict[Key, list[Contents]] = field(default_factory=dict)  # pages of prompts, by what is before them
 
     def read(self, sequence: Holding, count: int) -> None:
@@ -146,6 +148,7 @@ class Scheduler(Generic[S]):
         """The plan was carried out, and the tokens that follow are in."""
         for part in plan.parts:
             if part.sequence in self._entries:
+                part.sequence.mend(self.book)
                 _publish(part, self.book)
 
     # ---- the next step
@@ -160,9 +163,10 @@ class Scheduler(Generic[S]):
         while draft.room > 0 and (entry := self._next_to_start()) is not None:
             self._waiting.remove(entry)
             insort(self._running, entry, key=_number)
+            draft.started.append(entry.sequence)
             self._draft_part(entry, draft)
         parts = tuple(Part(entry.sequence, count) for entry, count in draft.counts.items())
-        return Plan(tuple(draft.copies.values()), parts)
+        return Plan(tuple(draft.copies.values()), parts, tuple(draft.started))
 
     def _begin(self) -> Draft[S]:
         decodes = any(entry.sequence.num_pending == 1 for entry in self._running)
@@ -173,6 +177,7 @@ class Scheduler(Generic[S]):
         if sequence.num_pending == 1 and sequence.has_room:  # nearly always, and this is done for all at every step
             draft.counts[entry] = 1
             return
+        sequence.mend(self.book)
         if sequence.num_pending > 1:
             if draft.reads_the_same(sequence):
                 return

@@ -12,6 +12,7 @@ import torch
 
 from polybit.errors import KernelError, OutOfMemory, PolybitError
 from polybit.generator.runner import Runner
+from polybit.generator.sampling import Drawn
 from polybit.generator.scheduler import Limits, Plan, Scheduler
 from polybit.generator.sequence import Sequence
 
@@ -101,22 +102,30 @@ class Serving:
                 self._refuse_first()
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait for this step must hear it
             for sequence in [part.sequence for part in plan.parts] if plan else self._scheduler:
-                self._fail(sequence, error)
+                if not sequence.has_ended:
+                    self._fail(sequence, error)
         except BaseException:  # Ctrl-C, in the thread that happens to make the step
             self._scheduler.interrupted(plan)
             raise
 
     def _carry_out(self, plan: Plan[Sequence]) -> None:
-        for part in plan.parts:
-            part.sequence.begin()
+        for sequence in plan.started:
+            sequence.begin()
         for sequence, drawn in self._runner.run(plan):
             if isinstance(drawn, PolybitError):
-                self._fail(sequence, drawn)
-                continue
-            sequence.accept(drawn)
-            if sequence.finish_reason is not None:
-                self._remove(sequence)
+                self._fail(sequence, self._runner.explained(drawn, sequence))
+            else:
+                self._accept(sequence, drawn)
         self._scheduler.stored(plan)
+
+    def _accept(self, sequence: Sequence, drawn: Drawn) -> None:
+        try:
+            sequence.accept(drawn)
+        except PolybitError as error:
+            self._fail(sequence, error)
+            return
+        if sequence.finish_reason is not None:
+            self._remove(sequence)
 
     def _refuse_first(self) -> None:
         """Nobody can move: the pool's pages are held by sequences of someone else."""

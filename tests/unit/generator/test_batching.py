@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.errors import KernelError, PolybitError, RequestError
 from polybit.generator import Engine, SamplingParams, load
 from polybit.generator.background import THREAD
 from polybit.generator.scheduler import Limits
+from polybit.generator.sequence import Sequence
 from random_model import write_random_model
 from unit.text.folders import byte_level
 
@@ -253,6 +255,20 @@ class TestErrors:
                 stream.drain()
         assert len(streams[2].drain().tokens) == 12
 
+    def test_one_that_cannot_take_its_token_ends_alone(self, engine, alone, monkeypatch):
+        accept = Sequence.accept
+
+        def refuse(sequence, token):
+            if sequence.params.seed == 1 and sequence.num_generated == 3:
+                raise RequestError("no token fits")
+            return accept(sequence, token)
+
+        monkeypatch.setattr(Sequence, "accept", refuse)
+        first, second = engine.generate(["one", "x"], HOT, seed=0, return_errors=True)
+        assert first.tokens == alone("one", replace(HOT, seed=0))
+        assert str(second) == "no token fits"
+        assert engine.pool.book.num_held == 0
+
     @pytest.mark.parametrize("when", ["before", "after"])
     def test_an_interrupted_step_is_made_again(self, engine, alone, monkeypatch, when):
         prompts = ["one", "y" * 300]
@@ -270,6 +286,39 @@ class TestErrors:
             with pytest.raises(KeyboardInterrupt):
                 engine.step()
         assert [stream.drain().tokens for stream in streams] == [alone(p, replace(HOT, seed=5)) for p in prompts]
+
+
+class TestDiagnosis:
+    """A weight that is no number, in one place."""
+
+    @pytest.fixture
+    def spoil(self, tmp_path):
+        def spoil(name):
+            folder = byte_level(write_random_model(tmp_path, {"vocab_size": 272, "num_hidden_layers": 3}))
+            tensors = load_file(folder / "model.safetensors")
+            tensors[name][7] = math.nan
+            save_file(tensors, folder / "model.safetensors")
+            return load(folder, device="cpu")
+
+        return spoil
+
+    @pytest.mark.parametrize(
+        ("name", "part"),
+        [
+            ("model.layers.1.mlp.down_proj.weight", "layer 1"),
+            ("model.layers.0.self_attn.q_proj.weight", "layer 0"),
+            ("lm_head.weight", "the head"),
+        ],
+    )
+    def test_the_layer_is_named(self, spoil, name, part):
+        with pytest.raises(KernelError, match=rf"NaN .*; the first numbers that are not finite leave {part}$"):
+            spoil(name).generate("one", GREEDY)
+
+    def test_a_row_of_the_embedding_hurts_those_who_use_it(self, spoil):
+        engine = spoil("model.embed_tokens.weight")
+        bad, good = engine.generate([[5, 7, 9], [5, 6, 9]], GREEDY, max_tokens=1, return_errors=True)
+        assert str(bad).endswith("leave the embedding")
+        assert len(good.tokens) == 1
 
 
 class TestLeaving:

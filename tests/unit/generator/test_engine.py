@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.errors import ConfigError, KernelError, OutOfMemory, RequestError
 from polybit.generator import Engine, SamplingParams, load
+from polybit.generator.sampling import Drawn
 from polybit.generator.scheduler import Limits
 from polybit.generator.sequence import Sequence
 from polybit.kernels import reference
@@ -57,6 +58,9 @@ def scripted(engine, folder):
             dtype=torch.float32,
             max_seq_len=engine.model.max_seq_len,
             forward=forward,
+            embed=lambda tokens, step: tokens.float()[:, None],
+            stages=(),
+            logits=lambda x: x,
         )
         pool = KVPool(model.spec, cache_tokens, model.dtype, model.device, reference)
         made = Engine(model, tokenizer, pool, folder, limits=limits)
@@ -303,6 +307,11 @@ class TestLoad:
         with pytest.raises(RequestError, match=f"cache_tokens is {count!r}"):
             load(folder, cache_tokens=count)
 
+    @pytest.mark.parametrize("count", [0, None, 1.5])
+    def test_a_bad_batch_size(self, folder, count):
+        with pytest.raises(RequestError, match=f"max_batch is {count!r}, expected a whole number of at least 1"):
+            load(folder, max_batch=count)
+
     def test_bos_is_put_in_front_where_the_tokenizer_wants_it(self, tmp_path):
         byte_level(write_random_model(tmp_path, {"vocab_size": VOCABULARY}), add_bos_token=True)
         engine = load(tmp_path, device="cpu")
@@ -321,7 +330,7 @@ def test_stop_strings_end_the_text_that_is_streamed(folder):
         tokens = iter([*tokenizer.encode(answer), tokenizer.eos_id])
         pieces = []
         while sequence.finish_reason is None:
-            pieces.append(sequence.accept(next(tokens)))
+            pieces.append(sequence.accept(Drawn(next(tokens))))
         text = sequence.completion().text
         assert "".join(pieces) == text
         assert answer.startswith(text)

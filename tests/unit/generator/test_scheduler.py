@@ -19,7 +19,7 @@ class Pool:
         self.book = PageBook(pages)
         self.scheduler = Scheduler(self.book, limits)
         self.slots = [[None] * PAGE_TOKENS for _ in range(pages)]
-        self.hashes = {}
+        self.hashes, self.prompts = {}, {}
         self.num_computed = 0
         self.started = []
 
@@ -53,19 +53,23 @@ class Pool:
             hashes.append(hash((hashes[-1] if hashes else 0, token)))
         return hashes
 
-    def advance(self):
-        """A step, and a next token for each sequence that is ready."""
+    def advance(self, token=lambda sequence: len(sequence.tokens) % 7):
+        """A step, and a next token for each sequence that is ready; None takes all that came back, or up to 300."""
         plan = self.step()
         for part in plan.parts:
-            if part.sequence.num_pending == 0:
-                part.sequence.tokens.append(len(part.sequence.tokens) % 7)
+            sequence = part.sequence
+            if sequence.num_pending == 0 and (following := token(sequence)) is not None:
+                sequence.tokens.append(following)
+            elif sequence.num_pending == 0:
+                sequence.take_back(min(300, len(sequence.tokens) - self.prompts[sequence]))
+                del self.hashes[sequence][len(sequence.tokens) :]
         self.scheduler.stored(plan)
         assert self.book.num_free + self.book.num_held == self.book.total
         return plan
 
     def add(self, tokens, **options):
         sequence = Holding(tokens)
-        self.hashes[sequence] = []
+        self.hashes[sequence], self.prompts[sequence] = [], len(tokens)
         self.scheduler.add(sequence, **options)
         return sequence
 
@@ -183,6 +187,23 @@ class TestQueue:
         assert new.num_stored == len(new.tokens) - 1 == 2 * PAGE_TOKENS + 1
         assert pool.num_computed < 6 * PAGE_TOKENS  # it found one of its own pages again
 
+    def test_a_page_whose_copy_was_not_made_is_found_by_nobody(self):
+        pool = Pool(6, Limits(4, prompt_tokens=256))
+        sequence = pool.add(text(4 * PAGE_TOKENS))
+        pool.advance()
+        (source,) = pool.book.take(1)  # of someone who read on from the same page, and is gone
+        pool.book.note(source, sequence.key(1), sequence.tokens[PAGE_TOKENS : PAGE_TOKENS + 100])
+        pool.book.give_back([source])
+        others = pool.book.take(3)
+        pool.scheduler.limits = Limits(4, prompt_tokens=2048)
+        assert pool.advance().copies == ()  # one page is free for the copy, and none for the rest
+        assert sequence.pages == []
+        pool.book.forget(source)
+        pool.book.give_back(others)
+        pool.advance()
+        assert sequence.num_stored == 4 * PAGE_TOKENS
+        assert sequence.num_reused == 0  # of its own first page neither: all that it held is doubted
+
     def test_smaller_ones_may_overtake_but_not_for_ever(self):
         pool = Pool(4)
         running = pool.add(text(PAGE_TOKENS + 1))
@@ -213,14 +234,47 @@ class TestQueue:
         assert pool.book.num_held == len(pool.scheduler) == 0
 
 
-def serve_all(pool, requests, rng, cancel_rate):
+class TestTakingBack:
+    def test_others_keep_the_pages_that_they_share(self):
+        pool = Pool(20)
+        first = pool.add(text(10))
+        for _ in range(600):
+            pool.advance(lambda sequence: 5)
+        second = pool.add(first.tokens[:550])
+        pool.advance(lambda sequence: 6)
+        shared = first.pages[1]
+        assert second.pages[1] == shared
+        pool.advance(lambda sequence: None if sequence is first else 6)  # back into the second page
+        assert len(first.tokens) == 311
+        for _ in range(10):
+            pool.advance(lambda sequence: 8)
+        assert second.pages[1] == shared
+        assert first.pages[1] != shared
+        assert first.num_stored == len(first.tokens) - 1 == 320
+
+    def test_what_is_taken_back_is_found_by_nobody(self):
+        pool = Pool(20)
+        first = pool.add(text(10))
+        for _ in range(100):
+            pool.advance(lambda sequence: 5)
+        said = first.tokens[:100]
+        pool.advance(lambda sequence: None)
+        for _ in range(100):
+            pool.advance(lambda sequence: 8)
+        pool.scheduler.remove(first)
+        second = pool.add(said)
+        pool.advance()
+        assert second.num_reused < 16
+
+
+def serve_all(pool, requests, rng, cancel_rate, take_back_rate=0.0):
     """Requests (prompt, length of answer, patience) that come at random and are sometimes given up; all must end."""
     waiting, ends = list(requests), {}
     while waiting or len(pool.scheduler):
         while waiting and rng.random() < 0.7:
             prompt, answer, patience = waiting.pop()
             ends[pool.add(prompt, patience=patience)] = len(prompt) + answer
-        plan = pool.advance()
+        plan = pool.advance(lambda sequence: None if rng.random() < take_back_rate else rng.randrange(3))
         assert plan.parts or not len(pool.scheduler), "nobody moves"
         for part in plan.parts:
             if len(part.sequence.tokens) >= ends[part.sequence]:
@@ -257,5 +311,5 @@ def test_any_requests_end_and_read_only_what_belongs_to_them(wanted, pages, at_o
     """Prompts of four texts only, so that pages are shared in every way there is; the stub checks what is read."""
     pool = Pool(pages, Limits(at_once, prompt_tokens=300, tokens_beside=100))
     made = [(text(length, which), answer, patience) for which, length, answer, patience in wanted]
-    serve_all(pool, made, random.Random(seed), cancel_rate=0.01)
+    serve_all(pool, made, random.Random(seed), cancel_rate=0.01, take_back_rate=0.003)
     assert pool.book.num_held == 0
