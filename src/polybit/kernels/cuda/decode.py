@@ -1,4 +1,4 @@
-"""Products of few rows straight from the stream: which build of `exl2_decode` or `exl2_row`, and its launch."""
+"""Products of few rows straight from the stream: which build of `exl2_decode` for how many rows, and its launch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,13 +29,11 @@ ACTIVATIONS = (Activation.SILU, Activation.GELU, Activation.GELU_TANH, Activatio
 
 @dataclass(frozen=True)
 class Form:
-    """A build of a kernel, by how many rows it takes and who sorts them: a launch before it, or each thread block."""
+    """A build of the kernel, by how many rows it takes."""
 
     row_tiles: int  # NT, of 8 rows
     one: bool
     most_warps: int
-    width: int = 0  # features of the row that each thread block sorts; 0: a launch before it does
-    sorted_bytes: int = 0  # that it then takes
 
     @property
     def max_chunk(self) -> int:
@@ -45,33 +43,24 @@ class Form:
     @property
     def slot_bytes(self) -> int:
         rows = self.most_rows
-        inputs = 0 if self.width else 64 * rows + (16 if self.one else 8 * rows)
-        return WEIGHT_BYTES + inputs * self.max_chunk
+        return WEIGHT_BYTES + (64 * rows + (16 if self.one else 8 * rows)) * self.max_chunk
 
     @property
     def most_rows(self) -> int:
         return 1 if self.one else 8 * self.row_tiles
 
     def shared_bytes(self, warps: int, num_sums: int) -> int:
-        """Of a thread block: its warps' rings, the sorted row, and their sums, or before them the row as it came."""
-        rings, sums = warps * SLOTS * self.slot_bytes, num_sums * self.most_rows * SUM_BYTES
-        return rings + self.sorted_bytes + max(sums, 4 * self.width)
+        """Of a thread block: its warps' rings, and their sums."""
+        return warps * SLOTS * self.slot_bytes + num_sums * self.most_rows * SUM_BYTES
 
     def build(self, warps: int) -> Build:
         macros = {"NT": self.row_tiles, "ONE": int(self.one), "WARPS": warps, "SLOTS": SLOTS, "MAX_TILES": MAX_TILES}
-        return Build.of("exl2_row.cu" if self.width else "exl2_decode.cu", macros)
+        return Build.of("exl2_decode.cu", macros)
 
 
 def form_for(rows: int) -> Form:
-    if rows == 1:
-        return Form(1, True, 16)
-    return Form(1, False, 12) if rows <= 8 else Form(2, False, 8)
-
-
-def form_of_row(width: int, sorted_bytes: int, shared_limit: int) -> Form | None:
-    """For one row that each thread block sorts; None where that leaves no room for all warps."""
-    form = Form(1, True, 16, width, sorted_bytes)
-    return form if form.shared_bytes(form.most_warps, 0) <= shared_limit else None
+    """No more warps than leave registers for the launch that sorts the next product's activations."""
+    return Form(1, rows == 1, 12) if rows <= 8 else Form(2, False, 8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,10 +96,6 @@ def norm_multiply(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: 
     """As multiply of rms_norm(x), without rounding between; in the matrix's dtype."""
     x = _rows_whole(x)
     numbers = np.float32(eps), np.float32(offset)
-    if len(x) == 1 and x.data_ptr() % 16 == weight.data_ptr() % 16 == 0:
-        given, limit = matrix.input, _shared_limit(matrix.stream.device)
-        if (form := form_of_row(matrix.in_features, given.num_bytes(1), limit)) is not None:
-            return _norm_multiply_row(form, x, weight, matrix, *numbers)
 
     def sort(rows: slice) -> Tensor:
         return _sort("norm_sort_rows", matrix, x[rows], x.stride(0), weight, x.shape[1], *numbers, kind=weight.dtype)
@@ -134,21 +119,6 @@ def gated_multiply(
 
 def _rows_whole(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
-
-
-def _norm_multiply_row(
-    form: Form, x: Tensor, weight: Tensor, matrix: Streamed, eps: np.float32, offset: np.float32
-) -> Tensor:
-    out, given = _outputs(1, matrix, matrix.dtype), matrix.input
-    plan = _plan(form, matrix.shapes, given.row_blocks, given.first_groups, out.device)
-    space = _workspace(out.device)
-    Kernel.get(form.build(plan.warps), "exl2_row", out.device).launch(
-        (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima, out, space.sums,
-        space.counters, plan.runs.shape[-2], plan.tiles.shape[1], int(out.dtype == torch.float32), given.order,
-        given.groups, given.num_groups, form.sorted_bytes, x, KINDS[x.dtype], weight, KINDS[weight.dtype], form.width,
-        eps, offset, shared_bytes=plan.shared_bytes, overlap=True,
-    )  # fmt: skip
-    return out.to(matrix.dtype)
 
 
 def _multiply(num_rows: int, matrix: Streamed, dtype: torch.dtype, residual: Tensor | None, sort: Sort) -> Tensor:

@@ -1,9 +1,6 @@
 // One product of a few rows (product.cuh): a launch with one thread block a share of the schedule.
 
 #include "overlap.cuh"
-
-constexpr bool RESIDENT = false;
-
 #include "product.cuh"
 
 // x from activations.cu; out and residual [num_tokens, out_stride], residual null: none.
@@ -26,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) exl2_decode(
     product.copy_tiles(own_tiles);
     wait_for_previous_grid();
     ring.fill(product.own_runs(), false, true);
-    multiply(product, ring, 0, sums, num_tokens);
+    multiply(product, ring, sums, num_tokens);
     __syncthreads();
     finish(product, own_tiles, sums, workspace, counters, {out, residual, out_stride, out_is_float != 0}, num_tokens);
 }

@@ -7,8 +7,7 @@
 // activations.cuh. stream.py describes the bytes and schedule.py who works on which part of them.
 //
 // Compile-time: NT (tiles of 8 activation rows), ONE (there is one row), WARPS (of a thread block), SLOTS (chunks of a
-// warp's ring), MAX_TILES (of a thread block), and from the file that includes this one RESIDENT: whether all activations
-// lie in shared memory or come through the ring.
+// warp's ring), MAX_TILES (of a thread block).
 
 #pragma once
 
@@ -18,7 +17,7 @@ constexpr int MAX_BLOCKS = NT == 1 ? 4 : 2;             // of 32 rows in a chunk
 constexpr int LANE_TOKENS = ONE ? 1 : 2;               // rows of the result that a lane holds, in each tile of 8
 constexpr int MAX_TOKENS = ONE ? 1 : 8 * NT;
 constexpr int WEIGHT_BYTES = 2048 + 4 * HEADER_BYTES;  // of a chunk: at most four groups, 2048 bytes of blocks
-constexpr int INPUT_BYTES = RESIDENT ? 0 : (64 * MAX_TOKENS + (ONE ? 16 : 8 * MAX_TOKENS)) * MAX_BLOCKS;
+constexpr int INPUT_BYTES = (64 * MAX_TOKENS + (ONE ? 16 : 8 * MAX_TOKENS)) * MAX_BLOCKS;
 constexpr int SLOT_BYTES = WEIGHT_BYTES + INPUT_BYTES;
 constexpr int RING_BYTES = SLOTS * SLOT_BYTES;         // a warp's
 constexpr int SUM_STRIDE = TILE_COLUMNS + 4;           // floats a token; the 4 keep lanes on different banks
@@ -188,7 +187,7 @@ struct Ring {
         source = stream + 16ull * run.source;
         input = inputs + (run.group >> 16) * header + (run.block & 0xffff) * 64 * num_tokens;
         bytes = 256 * run_bits(run) * blocks + HEADER_BYTES * groups;
-        input_bytes = RESIDENT ? 0 : 64 * num_tokens * blocks + header * groups;
+        input_bytes = 64 * num_tokens * blocks + header * groups;
     }
 
     // Fill the slot with the next chunk: its weights, its activations (the weights asked for before), or both.
@@ -199,7 +198,7 @@ struct Ring {
                 expect_copies(barrier, bytes + input_bytes);
                 copy<WEIGHT_BYTES>(slot, source, bytes, barrier);
             }
-            if (!RESIDENT && want_inputs) copy<INPUT_BYTES>(slot + WEIGHT_BYTES, input, input_bytes, barrier);
+            if (want_inputs) copy<INPUT_BYTES>(slot + WEIGHT_BYTES, input, input_bytes, barrier);
             source += bytes;
             input += input_bytes;
             --chunks_left;
@@ -356,7 +355,6 @@ __device__ __forceinline__ void add_scaled(
 
 struct Warp {
     const u32* maxima;
-    u32 inputs;  // shared address of all activations, where they are resident
     u32 num_tokens;
     float totals[4][NT][2][LANE_TOKENS];
 
@@ -364,14 +362,12 @@ struct Warp {
     template <int bits, int num_blocks, int num_groups>
     __device__ __forceinline__ void take(const Run& run, Ring& ring) {
         const u32* maximum = maxima + (run.group & 0xffff);
-        u32 x_at = inputs + (run.group >> 16) * input_header(num_tokens) + (run.block & 0xffff) * 64 * num_tokens;
         for (u32 left = run_count(run); left > 0; --left, maximum += num_groups) {
             u32 scale[num_groups];
 #pragma unroll
             for (int g = 0; g < num_groups; ++g) scale[g] = maximum[g];
             ring.await();
-            u32 at = ring.slot;
-            if (!RESIDENT) x_at = ring.slot + WEIGHT_BYTES;
+            u32 at = ring.slot, x_at = ring.slot + WEIGHT_BYTES;
 #pragma unroll
             for (int g = 0; g < num_groups; ++g) {
                 Inputs inputs;
@@ -538,13 +534,10 @@ struct Product {
     }
 };
 
-// The warp's part of it, to sums [sums of warps, num_tokens, SUM_STRIDE]. inputs: as Warp's.
-__device__ __forceinline__ void multiply(
-    const Product& product, Ring& ring, u32 inputs, float* sums, u32 num_tokens
-) {
+// The warp's part of it, to sums [sums of warps, num_tokens, SUM_STRIDE].
+__device__ __forceinline__ void multiply(const Product& product, Ring& ring, float* sums, u32 num_tokens) {
     Warp warp;
     warp.maxima = product.maxima;
-    warp.inputs = inputs;
     warp.num_tokens = num_tokens;
     warp.clear();
     const Run* runs = product.own_runs();
@@ -556,7 +549,8 @@ __device__ __forceinline__ void multiply(
     }
 }
 
-// When all warps have multiplied. tiles: the thread block's; workspace [slots, MAX_TOKENS, 64]; counters: one a slot, zero before and after.
+// When all warps have multiplied. tiles: the thread block's; workspace [slots, MAX_TOKENS, 64]; counters: one a slot,
+// zero before and after.
 __device__ __forceinline__ void finish(
     const Product& product, const Tile* tiles, const float* sums, float* workspace, u32* counters, const Output& output,
     u32 num_tokens

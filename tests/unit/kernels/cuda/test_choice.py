@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("cuda.core")
 pytest.importorskip("triton")
 
-from polybit.kernels.cuda.decode import ROWS_AT_ONCE, STATIC_BYTES, Form, choose, form_for, form_of_row
+from polybit.kernels.cuda.decode import ROWS_AT_ONCE, STATIC_BYTES, Form, choose, form_for
 from polybit.kernels.cuda.schedule import MAX_PARTS, MAX_SUMS, MAX_TILES, Schedule, Shape, Warps, make_schedule
-from polybit.kernels.cuda.stream import StreamLayout, stream_layout
+from polybit.kernels.cuda.stream import stream_layout
 from polybit.quantizer.candidates import parameter_set
 
 # Multiprocessors, and bytes of shared memory that a thread block may have beside the kernel's own.
@@ -51,37 +51,6 @@ def test_every_shape_has_a_launch_that_fits(card, rows, text, in_features, width
     assert form.shared_bytes(warps, schedule.num_sums) <= shared
     assert schedule.fits_tables
     assert schedule.most_parts == most_parts(schedule)
-
-
-@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS.keys())
-@pytest.mark.parametrize(("text", "in_features", "widths"), SHAPES + LAYERS)
-def test_a_row_that_thread_blocks_sort_has_a_launch_that_fits(card, text, in_features, widths) -> None:
-    layout, (processors, shared) = stream_layout(parameter_set(text).layout(in_features)), card
-    form = form_of_row(in_features, sorted_bytes(layout), shared)
-    if form is None:
-        assert 16 * 2 * 2176 + sorted_bytes(layout) + 4 * in_features > shared
-        return
-    shapes, nothing = tuple(Shape(layout, width) for width in widths), (0,) * len(widths)
-    chosen = choose(form, shapes, nothing, nothing, processors, shared, 64 * processors)
-    assert chosen is not None
-    warps, schedule = chosen
-    assert form.shared_bytes(warps, schedule.num_sums) <= shared
-    assert schedule.fits_tables
-
-
-@pytest.mark.parametrize(
-    ("card", "width", "fits"),
-    [("H100", 8192, True), ("H100", 28672, False), ("4090", 2048, True), ("4090", 8192, False), ("T4", 576, False)],
-)
-def test_who_sorts_a_row(card, width, fits) -> None:
-    """Sixteen rings of two chunks, the row in fp32 and the sorted row, or a launch before."""
-    layout = stream_layout(parameter_set("100%x4b/g128").layout(width))
-    assert (form_of_row(width, sorted_bytes(layout), CARDS[card][1]) is not None) == fits
-
-
-def sorted_bytes(layout: StreamLayout) -> int:
-    """Of one row: 16 a group, and two a feature."""
-    return 16 * len(layout.groups) + 64 * layout.num_blocks
 
 
 @pytest.mark.parametrize("rows", [1, 8, ROWS_AT_ONCE])
