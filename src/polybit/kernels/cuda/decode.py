@@ -11,7 +11,7 @@ from torch import Tensor
 from polybit.errors import KernelError
 from polybit.kernels.cuda.compile import Build
 from polybit.kernels.cuda.launch import Argument, Kernel, shared_memory
-from polybit.kernels.cuda.schedule import Schedule, Shape, Warps, make_schedule
+from polybit.kernels.cuda.schedule import MAX_TILES, Schedule, Shape, Warps, make_schedule
 from polybit.kernels.cuda.stream import TILE_COLUMNS
 from polybit.kernels.cuda.streamed import Streamed
 from polybit.spec import Activation
@@ -54,14 +54,13 @@ class Form:
         return warps * SLOTS * self.slot_bytes + num_sums * self.most_rows * SUM_BYTES
 
     def build(self, warps: int) -> Build:
-        macros = {"NT": self.row_tiles, "ONE": int(self.one), "WARPS": warps, "SLOTS": SLOTS}
+        macros = {"NT": self.row_tiles, "ONE": int(self.one), "WARPS": warps, "SLOTS": SLOTS, "MAX_TILES": MAX_TILES}
         return Build.of("exl2_decode.cu", macros)
 
 
 def form_for(rows: int) -> Form:
-    if rows == 1:
-        return Form(1, True, 16)
-    return Form(1, False, 12) if rows <= 8 else Form(2, False, 8)
+    """No more warps than leave registers for the launch that sorts the next product's activations."""
+    return Form(1, rows == 1, 12) if rows <= 8 else Form(2, False, 8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +95,9 @@ def multiply(x: Tensor, matrix: Streamed, residual: Tensor | None = None) -> Ten
 def norm_multiply(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Streamed) -> Tensor:
     """As multiply of rms_norm(x), without rounding between; in the matrix's dtype."""
     x = _rows_whole(x)
+    numbers = np.float32(eps), np.float32(offset)
 
     def sort(rows: slice) -> Tensor:
-        numbers = np.float32(eps), np.float32(offset)
         return _sort("norm_sort_rows", matrix, x[rows], x.stride(0), weight, x.shape[1], *numbers, kind=weight.dtype)
 
     return _multiply(len(x), matrix, matrix.dtype, None, sort)
@@ -123,14 +122,19 @@ def _rows_whole(x: Tensor) -> Tensor:
 
 
 def _multiply(num_rows: int, matrix: Streamed, dtype: torch.dtype, residual: Tensor | None, sort: Sort) -> Tensor:
-    kernel_dtype = torch.float16 if dtype == torch.float16 else torch.float32
+    out = _outputs(num_rows, matrix, dtype)
     if residual is not None:
-        residual = residual.to(kernel_dtype).contiguous()
-    out = torch.empty(num_rows, matrix.out_features, dtype=kernel_dtype, device=matrix.stream.device)
+        residual = residual.to(out.dtype).contiguous()
     for start in range(0, num_rows, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         _launch(sort(rows), matrix, None if residual is None else residual[rows], out[rows])
     return out.to(dtype)
+
+
+def _outputs(num_rows: int, matrix: Streamed, dtype: torch.dtype) -> Tensor:
+    """Room for them in a type that kernels write."""
+    kernel_dtype = torch.float16 if dtype == torch.float16 else torch.float32
+    return torch.empty(num_rows, matrix.out_features, dtype=kernel_dtype, device=matrix.stream.device)
 
 
 def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -> None:
@@ -167,7 +171,7 @@ def _plan(
 ) -> Plan:  # fmt: skip
     """The fewest thread blocks, and then the most warps, whose rings and sums fit into shared memory."""
     properties = torch.cuda.get_device_properties(device)
-    limit, num_places = shared_memory(device.index) - STATIC_BYTES, len(_workspace(device).counters)
+    limit, num_places = _shared_limit(device), len(_workspace(device).counters)
     found = choose(form, shapes, row_blocks, first_groups, properties.multi_processor_count, limit, num_places)
     if found is None:
         raise KernelError(
@@ -188,7 +192,7 @@ def choose(
 
     num_processors: of the card; shared_limit: bytes of shared memory a thread block; num_places: for partial sums.
     """
-    for waves in (1, 2, 4, 8, 16):
+    for waves in (1, 2, 4, 8, 16, 32, 64):
         for warps in (16, 12, 8, 6, 4, 2, 1):
             # A thread block has no fewer sums than warps with work, and no fewer than its share of the tiles.
             least = max(1, sum(shape.num_tiles for shape in shapes) // (waves * num_processors))
@@ -200,6 +204,11 @@ def choose(
             if fits and schedule.fits_tables:
                 return warps, schedule
     return None
+
+
+def _shared_limit(device: torch.device) -> int:
+    """Bytes that a launch may ask for."""
+    return shared_memory(device.index) - STATIC_BYTES
 
 
 @cache

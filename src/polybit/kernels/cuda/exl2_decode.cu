@@ -11,6 +11,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) exl2_decode(
 ) {
     extern __shared__ __align__(128) char memory[];
     __shared__ __align__(8) u64 barriers[WARPS * SLOTS];
+    __shared__ Tile own_tiles[MAX_TILES];
     float* sums = reinterpret_cast<float*>(memory + WARPS * RING_BYTES);
     if (ONE) num_tokens = 1;
     const Product product = {runs, tiles, maxima, num_runs, num_tiles};
@@ -19,9 +20,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) exl2_decode(
 
     let_next_grid_start();
     ring.fill(product.own_runs(), true, false);
+    product.copy_tiles(own_tiles);
     wait_for_previous_grid();
     ring.fill(product.own_runs(), false, true);
     multiply(product, ring, sums, num_tokens);
     __syncthreads();
-    finish(product, sums, workspace, counters, {out, residual, out_stride, out_is_float != 0}, num_tokens);
+    finish(product, own_tiles, sums, workspace, counters, {out, residual, out_stride, out_is_float != 0}, num_tokens);
 }

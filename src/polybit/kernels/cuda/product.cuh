@@ -7,7 +7,7 @@
 // activations.cuh. stream.py describes the bytes and schedule.py who works on which part of them.
 //
 // Compile-time: NT (tiles of 8 activation rows), ONE (there is one row), WARPS (of a thread block), SLOTS (chunks of a
-// warp's ring).
+// warp's ring), MAX_TILES (of a thread block).
 
 #pragma once
 
@@ -16,7 +16,6 @@
 constexpr int MAX_BLOCKS = NT == 1 ? 4 : 2;             // of 32 rows in a chunk
 constexpr int LANE_TOKENS = ONE ? 1 : 2;               // rows of the result that a lane holds, in each tile of 8
 constexpr int MAX_TOKENS = ONE ? 1 : 8 * NT;
-constexpr int MAX_TILES = 512;                         // of a thread block
 constexpr int WEIGHT_BYTES = 2048 + 4 * HEADER_BYTES;  // of a chunk: at most four groups, 2048 bytes of blocks
 constexpr int INPUT_BYTES = (64 * MAX_TOKENS + (ONE ? 16 : 8 * MAX_TOKENS)) * MAX_BLOCKS;
 constexpr int SLOT_BYTES = WEIGHT_BYTES + INPUT_BYTES;
@@ -494,7 +493,7 @@ __device__ __forceinline__ bool add_warps(
 __device__ __noinline__ void add_blocks(
     const Tile* tiles, u32 num_tiles, float* workspace, u32* counters, const Output& output, u32 num_tokens
 ) {
-    __shared__ u32 is_last[MAX_TILES];
+    __shared__ bool is_last[MAX_TILES];
     __threadfence();
     __syncthreads();
     for (u32 i = threadIdx.x; i < num_tiles; i += 32 * WARPS) {
@@ -529,7 +528,10 @@ struct Product {
     __device__ __forceinline__ const Run* own_runs() const {
         return runs + (blockIdx.x * WARPS + threadIdx.x / 32) * num_runs;
     }
-    __device__ __forceinline__ const Tile* own_tiles() const { return tiles + blockIdx.x * num_tiles; }
+    // To `own` [MAX_TILES] in shared memory, where they are once all threads have been here.
+    __device__ __forceinline__ void copy_tiles(Tile* own) const {
+        for (u32 i = threadIdx.x; i < num_tiles; i += 32 * WARPS) own[i] = tiles[blockIdx.x * num_tiles + i];
+    }
 };
 
 // The warp's part of it, to sums [sums of warps, num_tokens, SUM_STRIDE].
@@ -547,11 +549,12 @@ __device__ __forceinline__ void multiply(const Product& product, Ring& ring, flo
     }
 }
 
-// When all warps have multiplied. workspace [slots, MAX_TOKENS, 64]; counters: one a slot, zero before and after.
+// When all warps have multiplied. tiles: the thread block's; workspace [slots, MAX_TOKENS, 64]; counters: one a slot,
+// zero before and after.
 __device__ __forceinline__ void finish(
-    const Product& product, const float* sums, float* workspace, u32* counters, const Output& output, u32 num_tokens
+    const Product& product, const Tile* tiles, const float* sums, float* workspace, u32* counters, const Output& output,
+    u32 num_tokens
 ) {
-    const Tile* tiles = product.own_tiles();
     if (add_warps(tiles, product.num_tiles, sums, workspace, output, num_tokens)) {
         add_blocks(tiles, product.num_tiles, workspace, counters, output, num_tokens);
     }

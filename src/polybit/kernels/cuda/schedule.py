@@ -23,7 +23,7 @@ CHUNK_BLOCKS = {2: 4, 3: 2, 4: 2}  # 32 rows each, 2 KB at most; one of other wi
 ENDS_TILE = 1 << 15
 MAX_SUMS = 255  # 8 bits each in the tables of a launch: what warps of a thread block leave, and parts of a tile
 MAX_PARTS = 255
-MAX_TILES = 512  # of a thread block
+MAX_TILES = 256  # of a thread block, which keeps their table in shared memory
 MAX_INPUT = 1 << 16  # groups, and blocks of 32 rows
 
 Words = tuple[int, int, int, int]
@@ -69,7 +69,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The tables of `exl2_decode.cu`, uint32. B thread blocks."""
+    """The tables of `product.cuh`, uint32. B thread blocks."""
 
     runs: NDArray[np.uint32]  # [B, warps, runs, 4], the last of each warp empty
     tiles: NDArray[np.uint32]  # [B, tiles, 4]
@@ -265,7 +265,7 @@ def _padded(lists: Sequence[Sequence[Words]], extra: int) -> NDArray[np.uint32]:
 
 
 def _runs(layout: StreamLayout, first: int, stop: int, max_chunk: int) -> Iterator[Words]:
-    """What `exl2_decode.cu` calls Run, relative to a tile, to the matrix's groups, and to its rows."""
+    """What `product.cuh` calls Run, relative to a tile, to the matrix's groups, and to its rows."""
     while first < stop:
         bits, num_blocks = layout.groups[first].form
         end = next((i for i in range(first, stop) if layout.groups[i].form != (bits, num_blocks)), stop)

@@ -1,12 +1,15 @@
 """Launches for cards that are not here: what does not fit the tables or the card is never chosen."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 pytest.importorskip("cuda.core")
 pytest.importorskip("triton")
 
 from polybit.kernels.cuda.decode import ROWS_AT_ONCE, STATIC_BYTES, Form, choose, form_for
-from polybit.kernels.cuda.schedule import MAX_PARTS, MAX_SUMS, Schedule, Shape, Warps, make_schedule
+from polybit.kernels.cuda.schedule import MAX_PARTS, MAX_SUMS, MAX_TILES, Schedule, Shape, Warps, make_schedule
 from polybit.kernels.cuda.stream import stream_layout
 from polybit.quantizer.candidates import parameter_set
 
@@ -17,6 +20,7 @@ CARDS = {
     "laptop": (20, 95_000),
     "T4": (40, 59_000),
     "MIG": (16, 226_304),
+    "GTX 1650": (14, 59_000),
 }
 LAYERS = [
     ("100%x4b/g128", 4096, [4096, 1024, 1024]),
@@ -45,7 +49,7 @@ def test_every_shape_has_a_launch_that_fits(card, rows, text, in_features, width
     assert chosen is not None
     warps, schedule = chosen
     assert form.shared_bytes(warps, schedule.num_sums) <= shared
-    assert (most_parts(schedule), schedule.num_sums) <= (MAX_PARTS, MAX_SUMS)
+    assert schedule.fits_tables
     assert schedule.most_parts == most_parts(schedule)
 
 
@@ -70,6 +74,14 @@ def test_a_schedule_with_too_many_parts_says_so() -> None:
     schedule = make_schedule((Shape(layout, 64),), (0,), (0,), Warps(1, 2), 2048)
     assert schedule.most_parts > MAX_PARTS
     assert not schedule.fits_tables
+
+
+def test_a_schedule_with_too_many_tiles_says_so() -> None:
+    layout = stream_layout(parameter_set("100%x4b/g128").layout(128))
+    schedule = make_schedule((Shape(layout, 64 * MAX_SUMS),), (0,), (0,), Warps(1, 4), 1)
+    assert schedule.fits_tables
+    for tiles, fits in ((MAX_TILES, True), (MAX_TILES + 1, False)):
+        assert replace(schedule, tiles=np.resize(schedule.tiles, (1, tiles, 4))).fits_tables == fits
 
 
 def test_where_nothing_fits_nothing_is_chosen() -> None:
