@@ -85,7 +85,9 @@ def collect(paths: Sequence[str]) -> dict[str, int]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = Counter(line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line)
     if done.returncode or not found:
-        raise Unfit(f"pytest collected no tests for a card in {' '.join(paths)}: {last_line(done.stdout, done.stderr)}")
+        broken = [line.removeprefix("ERROR ") for line in done.stdout.splitlines() if line.startswith("ERROR ")]
+        why = "; ".join(broken) or last_line(done.stdout, done.stderr)
+        raise Unfit(f"pytest cannot collect the tests for a card in {' '.join(paths)}: {why}")
     return dict(sorted(found.items()))
 
 

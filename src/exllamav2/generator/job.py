@@ -1,5 +1,6 @@
 """ExLlamaV2DynamicJob: one prompt on its way through the dynamic generator."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -11,6 +12,7 @@ from exllamav2.refusal import refuse
 from polybit.cache import PAGE_TOKENS
 from polybit.errors import PolybitError, RequestError
 from polybit.generator import Completion, Engine, Stream
+from polybit.generator.sampling import Report
 
 Result = dict[str, Any]
 
@@ -41,24 +43,30 @@ class ExLlamaV2DynamicJob:
         """input_ids [1, n]. `max_skips`: later jobs that may start first where this one does not fit; None: any."""
         refuse(
             "ExLlamaV2DynamicJob",
-            min_new_tokens=min_new_tokens,
-            return_top_tokens=return_top_tokens,
             return_logits=return_logits,
-            return_probs=return_probs,
             filters=filters,
             filter_prefer_eos=filter_prefer_eos,
-            token_healing=token_healing,
-            banned_strings=banned_strings,
             embeddings=embeddings,
         )
         self.identifier = identifier
         self.serial: int | None = None
         self.full_completion = ""
         self._ids = single_row(input_ids)
-        self._params = sampling_params(gen_settings, max_new_tokens, stop_conditions or (), seed, decode_special_tokens)
+        self._num_top, self._wants_probs = return_top_tokens, return_probs
+        self._params = sampling_params(
+            gen_settings,
+            max_new_tokens,
+            stop_conditions or (),
+            seed,
+            decode_special_tokens,
+            min_tokens=min_new_tokens,
+            token_healing=token_healing,
+            banned_strings=tuple(banned_strings or ()),
+            logprobs=return_top_tokens if return_top_tokens or return_probs else None,
+        )
         self._patience = max_skips
         self._stream: Stream | None = None
-        self._num_told = 0  # tokens
+        self._num_told = self._num_suppressed_told = 0  # tokens, and banned texts
         self._num_read: int | None = None  # tokens of the prompt; None: it waits
 
     def enter(self, engine: Engine, serial: int, max_seq_len: int) -> None:
@@ -91,7 +99,7 @@ class ExLlamaV2DynamicJob:
         assert self._stream is not None
         results = self._reading(self._stream)
         completion = self._stream.completion
-        if len(completion.tokens) > self._num_told or completion.finish_reason is not None:
+        if len(completion.tokens) - completion.num_held > self._num_told or completion.finish_reason is not None:
             results.append(self._streaming(engine, self._stream, completion))
         return results
 
@@ -106,17 +114,34 @@ class ExLlamaV2DynamicJob:
 
     def _streaming(self, engine: Engine, stream: Stream, completion: Completion) -> Result:
         """Tokens come together with their text; those that have none yet wait, and at the end they are `held`."""
-        result, text, tokens = self._result("streaming"), "".join(iter(stream.ready, None)), completion.tokens
+        result, text = self._result("streaming"), "".join(iter(stream.ready, None))
+        tokens = completion.tokens[: len(completion.tokens) - completion.num_held]
         self.full_completion += text
         if text:
             result |= {"text": text, "token_ids": torch.tensor([tokens[self._num_told :]])}
+            result |= self._probabilities(completion.logprobs[self._num_told : len(tokens)])
             self._num_told = len(tokens)
+        suppressed = completion.suppressed[self._num_suppressed_told :]
+        if suppressed:
+            result["suppressed_text"] = "".join(suppressed)
+            self._num_suppressed_told = len(completion.suppressed)
         if completion.finish_reason is None:
             return result
         held = tokens[self._num_told :]
         return (
             result | self._ending(engine, completion) | ({"held": {"token_ids": torch.tensor([held])}} if held else {})
         )
+
+    def _probabilities(self, reports: tuple[Report, ...]) -> Result:
+        """As asked for: of the tokens, [1, n], and of the likeliest beside each, [1, n, k]; those dropped have 0."""
+        told: Result = {}
+        if self._wants_probs:
+            told["token_probs"] = torch.tensor([[report.logprob for report in reports]]).exp()
+        if self._num_top:
+            rows = [[*report.likeliest, *[(0, -math.inf)] * self._num_top][: self._num_top] for report in reports]
+            told["top_k_tokens"] = torch.tensor([[[token for token, _ in row] for row in rows]])
+            told["top_k_probs"] = torch.tensor([[[logprob for _, logprob in row] for row in rows]]).exp()
+        return told
 
     def _result(self, stage: str) -> Result:
         named = {} if self.identifier is None else {"identifier": self.identifier}

@@ -65,7 +65,6 @@ class ExLlamaV2StreamingGenerator:
         refuse(
             "ExLlamaV2StreamingGenerator.begin_stream_ex",
             speculative_ngram=self.speculative_ngram,
-            token_healing=token_healing,
             loras=loras,
             input_mask=input_mask,
             position_offsets=position_offsets,
@@ -74,13 +73,20 @@ class ExLlamaV2StreamingGenerator:
             return_logits=return_logits,
             abort_event=abort_event,
             input_embeddings=input_embeddings,
-            banned_strings=banned_strings,
             filters=filters,
             filter_prefer_eos=filter_prefer_eos,
         )
         if self._stream is not None:
             self._stream.close()
-        params = sampling_params(gen_settings, None, self._stop_conditions, None, decode_special_tokens)
+        params = sampling_params(
+            gen_settings,
+            None,
+            self._stop_conditions,
+            None,
+            decode_special_tokens,
+            token_healing=token_healing,
+            banned_strings=tuple(banned_strings or ()),
+        )
         self._stream = self._engine.stream(single_row(input_ids), params)
         self._num_told = 0
 
@@ -91,7 +97,8 @@ class ExLlamaV2StreamingGenerator:
             raise RequestError("no stream to continue; call begin_stream_ex first")
         chunk = next(self._stream, "")
         completion = self._stream.completion
-        tokens, self._num_told = completion.tokens[self._num_told :], len(completion.tokens)
+        certain = completion.tokens[: len(completion.tokens) - completion.num_held]
+        tokens, self._num_told = certain[self._num_told :], len(certain)
         self._num_streamed += len(tokens)
         eos = completion.finish_reason is not None
         return {"chunk": chunk, "eos": eos, "chunk_token_ids": torch.tensor([tokens], dtype=torch.int64)}

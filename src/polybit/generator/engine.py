@@ -1,6 +1,6 @@
 """Prompts in, text out: `polybit.load(folder).generate("Once upon a time").text`."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -13,6 +13,7 @@ from polybit.generator.background import Background
 from polybit.generator.completion import Completion
 from polybit.generator.graphs import decode_graphs
 from polybit.generator.params import SamplingParams, with_fields
+from polybit.generator.request import new_sequence
 from polybit.generator.runner import Runner
 from polybit.generator.scheduler import Limits
 from polybit.generator.sequence import Sequence
@@ -46,8 +47,8 @@ class Engine:
         self.pool = pool
         self.folder = folder
         self.context = min(model.max_seq_len, pool.num_tokens)  # tokens of one prompt and its answer
-        vocab_size = min(tokenizer.vocab_size, model.spec.embedding.num_rows)
-        runner = Runner(model, pool, vocab_size, decode_graphs(model, pool, use_graphs))
+        self.vocab_size = min(tokenizer.vocab_size, model.spec.embedding.num_rows)  # tokens that may be drawn
+        runner = Runner(model, pool, self.vocab_size, decode_graphs(model, pool, use_graphs))
         self._serving = Serving(runner, limits or step_limits(model))
         self._background = Background(self._serving)
 
@@ -222,11 +223,9 @@ class Engine:
         ids = self.prompt_ids(prompt)
         return self._sequence(ids, wanted, continues=ids)
 
-    def _sequence(self, ids: list[int], params: SamplingParams, continues: Iterable[int]) -> Sequence:
+    def _sequence(self, ids: list[int], params: SamplingParams, continues: Collection[int]) -> Sequence:
         room = self._room_after(ids)
-        ends = set(params.stop_tokens) | (set() if params.ignore_eos else set(self.tokenizer.eos_ids))
-        detokenizer = self.tokenizer.detokenizer(params.show_special, after=continues)
-        return Sequence(ids, params, frozenset(ends), detokenizer, room)
+        return new_sequence(ids, params, self.tokenizer, self.vocab_size, room, shown=continues)
 
     def _begin(self, sequence: Sequence, patience: int | None = PATIENCE) -> Stream:
         self._serving.submit(sequence, patience)

@@ -11,7 +11,7 @@ from polybit.errors import KernelError, PolybitError
 from polybit.generator.diagnosis import first_broken_layer
 from polybit.generator.graphs import SIZES, DecodeGraphs
 from polybit.generator.layout import DecodeLayout, lay_out
-from polybit.generator.sampling import sample
+from polybit.generator.sampling import UNUSABLE, Drawn, sample, unusable
 from polybit.generator.scheduler import Part, Plan, S
 from polybit.generator.sequence import Sequence
 from polybit.model.model import Model
@@ -30,7 +30,7 @@ class Runner:
         self._graphs = graphs
         self._decode_layout = DecodeLayout()
 
-    def run(self, plan: Plan[Sequence]) -> list[tuple[Sequence, int | PolybitError]]:
+    def run(self, plan: Plan[Sequence]) -> list[tuple[Sequence, Drawn | PolybitError]]:
         """Carry the plan out; the next token of each sequence that is ready for it, or why there is none."""
         if plan.copies:
             self.pool.copy(plan.copies)
@@ -64,28 +64,14 @@ class Runner:
         return error if layer is None else KernelError(f"{error}; the first numbers that are not finite leave {layer}")
 
     @torch.inference_mode()
-    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int | PolybitError]:
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Drawn | PolybitError]:
         """logits [S, V] -> the next token of each, or the error of those that cannot have one."""
-        known, uniforms = logits[:, : self._vocab_size], [sequence.uniform() for sequence in sequences]
-        try:
-            return _drawn(known, sequences, uniforms)
-        except PolybitError as error:
-            if len(sequences) == 1:
-                return [error]
-        return [_alone(known[i : i + 1], sequences[i], uniforms[i]) for i in range(len(sequences))]
-
-
-def _drawn(logits: Tensor, sequences: list[Sequence], uniforms: list[float]) -> list[int | PolybitError]:
-    params, texts = [sequence.params for sequence in sequences], [sequence.tokens for sequence in sequences]
-    tokens: list[int | PolybitError] = sample(logits, params, texts, uniforms).tolist()
-    return tokens
-
-
-def _alone(logits: Tensor, sequence: Sequence, uniform: float) -> int | PolybitError:
-    try:
-        return _drawn(logits, [sequence], [uniform])[0]
-    except PolybitError as error:
-        return error
+        known = logits[:, : self._vocab_size]
+        drawn = sample(known, [sequence.sampling for sequence in sequences]).drawn()
+        return [
+            unusable(known[row], len(sequences[row].tokens)) if one.token == UNUSABLE else one
+            for row, one in enumerate(drawn)
+        ]
 
 
 def _is_decode(parts: Iterable[Part[S]]) -> bool:

@@ -12,6 +12,7 @@ import torch
 
 from polybit.errors import KernelError, OutOfMemory, PolybitError
 from polybit.generator.runner import Runner
+from polybit.generator.sampling import Drawn
 from polybit.generator.scheduler import Limits, Plan, Scheduler
 from polybit.generator.sequence import Sequence
 
@@ -126,9 +127,9 @@ class Serving:
                 self._accept(sequence, drawn)
         self._scheduler.stored(plan)
 
-    def _accept(self, sequence: Sequence, token: int) -> None:
+    def _accept(self, sequence: Sequence, drawn: Drawn) -> None:
         try:
-            sequence.accept(token)
+            sequence.accept(drawn)
         except PolybitError as error:
             self._fail(sequence, error)
             return

@@ -42,21 +42,22 @@ class WindowScore:
     agreed: int
 
 
-def cut_windows(ids: Tensor, length: int, rows: int | None = None, bos: int | None = None) -> Tensor:
-    """The first `rows` windows (None: all) of `length` from a text's tokens [n] -> [rows, length].
+def cut_windows(ids: Tensor, length: int, rows: int | None = None, bos: int | None = None, skip: int = 0) -> Tensor:
+    """`rows` windows (None: all) of `length` from a text's tokens [n], after `skip` others -> [rows, length].
 
     With `bos`, each window is that token and the next length - 1 tokens of the text.
     """
     if length < 2:
         raise RequestError(f"a window of {length} tokens holds nothing to predict; use a length of at least 2")
     taken = length if bos is None else length - 1  # tokens of the text in a window
-    available = ids.shape[0] // taken
-    if available < (rows or 1):
+    available, needed = ids.shape[0] // taken, skip + (rows or 1)
+    if available < needed:
         raise RequestError(
-            f"the text has {ids.shape[0]} tokens, too few for {rows or 1} windows of {length}; "
+            f"the text has {ids.shape[0]} tokens, too few for {needed} windows of {length}; "
             "use a longer text, fewer rows or a shorter length"
         )
-    windows = ids[: (rows or available) * taken].view(-1, taken)
+    last = available if rows is None else needed
+    windows = ids[skip * taken : last * taken].view(-1, taken)
     return windows if bos is None else torch.cat([torch.full_like(windows[:, :1], bos), windows], dim=1)
 
 

@@ -30,6 +30,19 @@ def test_without_a_reference_only_perplexity(
     assert f"{score['perplexity']:.4f}" in result.out
 
 
+def test_windows_that_were_used_before_are_left_out(
+    polybit_cli: Polybit, model_folder: Path, text: Path, tmp_path: Path
+) -> None:
+    written, rest = tmp_path / "score.json", tmp_path / "rest.txt"
+    rest.write_bytes(text.read_bytes()[100:])
+    found = []
+    for options in (("--text", text, "--skip", "2"), ("--text", rest)):
+        polybit_cli("eval", model_folder, *options, "--length", "50", "--json", written, "--device", "cpu")
+        found.append(json.loads(written.read_text()))
+    assert found[0] == found[1]
+    assert found[0]["tokens"] == 49
+
+
 def test_a_model_is_at_no_distance_from_itself(
     polybit_cli: Polybit, model_folder: Path, text: Path, tmp_path: Path
 ) -> None:

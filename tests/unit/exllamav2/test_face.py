@@ -22,6 +22,7 @@ from exllamav2.generator import (
 from polybit import generator
 from polybit.errors import ConfigError, OutOfMemory, PolybitError, RequestError
 from polybit.generator import SamplingParams
+from polybit.generator.sampling.steps import steps_of
 from random_model import write_random_model
 from unit.text.folders import byte_level, write
 
@@ -237,12 +238,9 @@ class TestDynamicGenerator:
     @pytest.mark.parametrize(
         "argument",
         [
-            {"min_new_tokens": 3},
-            {"token_healing": True},
             {"filters": [object()]},
             {"filter_prefer_eos": True},
             {"embeddings": [object()]},
-            {"banned_strings": ["x"]},
         ],
     )
     def test_what_it_cannot_do_is_named(self, dynamic, argument):
@@ -394,30 +392,131 @@ class TestJobs:
             ExLlamaV2DynamicJob(ids, 5)
 
 
+class TestText:
+    """What a job asks of its text and is told of its tokens."""
+
+    def results(self, dynamic, **options):
+        ids = dynamic.tokenizer.encode("one")
+        dynamic.enqueue(ExLlamaV2DynamicJob(ids, 20, gen_settings=GREEDY, **options))
+        told = []
+        while dynamic.num_remaining_jobs():
+            told += dynamic.iterate()
+        return [result for result in told if result["stage"] == "streaming"]
+
+    def test_banned_strings_are_taken_back_and_their_tokens_never_told(self, dynamic):
+        text = self.results(dynamic)[-1]["full_completion"]
+        told = self.results(dynamic, banned_strings=[text[4:7].upper()])
+        assert told[-1]["full_completion"][:4] == text[:4]
+        assert text[4:7].lower() not in told[-1]["full_completion"].lower()
+        assert text[4:7] in "".join(result.get("suppressed_text", "") for result in told)
+        tokens = [token for result in told if "token_ids" in result for token in result["token_ids"][0].tolist()]
+        assert dynamic.tokenizer.decode(tokens) == told[-1]["full_completion"]
+
+    def test_no_stop_token_before_min_new_tokens(self, dynamic):
+        first = dynamic.tokenizer.encode(self.results(dynamic)[-1]["full_completion"])[0, 0].item()
+        assert self.results(dynamic, stop_conditions=[first])[-1]["new_tokens"] == 0
+        assert self.results(dynamic, stop_conditions=[first], min_new_tokens=3)[-1]["new_tokens"] >= 3
+
+    def test_token_healing(self, dynamic, engine):
+        healed = dynamic.generate("one ", 5, gen_settings=GREEDY, token_healing=True, completion_only=True)
+        expected = engine.generate("one ", max_tokens=5, temperature=0, ignore_eos=True, token_healing=True)
+        assert healed == expected.text
+
+    def test_probabilities(self, dynamic):
+        for result in self.results(dynamic, return_probs=True, return_top_tokens=2):
+            if "token_ids" in result:
+                count = result["token_ids"].shape[1]
+                assert torch.equal(result["token_probs"], torch.ones(1, count))
+                assert torch.equal(result["top_k_tokens"][..., 0], result["token_ids"])
+                assert result["top_k_probs"].tolist() == [[[1, 0]] * count]
+
+
 class TestSettings:
-    def test_every_sampler_that_is_not_there_is_refused_by_name(self, dynamic):
-        changes = {
-            "token_repetition_range": 64,
-            "token_repetition_decay": 8,
-            "token_presence_penalty": 0.1,
-            "token_frequency_penalty": 0.1,
-            "token_bias": torch.zeros(3),
-            "dry_multiplier": 0.8,
-            "smoothing_factor": 0.3,
-            "top_a": 0.1,
-            "tfs": 0.9,
-            "typical": 0.9,
-            "mirostat": True,
-            "temperature_last": True,
-            "max_temp": 2.0,
-            "xtc_probability": 0.5,
-            "skew": 0.2,
-            "cfg_scale": 1.5,
-            "post_sampling_hooks": [print],
-        }
-        for name, value in changes.items():
-            with pytest.raises(RequestError, match=f"Settings: {name} is not supported"):
-                dynamic.generate("one", 4, gen_settings=ExLlamaV2Sampler.Settings(**{name: value}))
+    @pytest.mark.parametrize(
+        ("name", "value"), [("cfg_scale", 1.5), ("post_sampling_hooks", [print]), ("mirostat_mu", 3.0)]
+    )
+    def test_what_is_not_there_is_refused_by_name(self, dynamic, name, value):
+        with pytest.raises(RequestError, match=f"Settings: {name} is not supported"):
+            dynamic.generate("one", 4, gen_settings=ExLlamaV2Sampler.Settings(**{name: value}))
+
+    @pytest.mark.parametrize(
+        ("name", "value", "expected"),
+        [
+            ("temperature", -1, "a number from 0 to 100"),
+            ("top_k", 1.5, "an integer from 0"),
+            ("token_repetition_range", -2, "an integer from -1"),
+            ("token_repetition_penalty", 0, "a number above 0"),
+            ("mirostat_tau", 0, "a number above 0"),
+            ("mirostat", 1, "True or False"),
+            ("min_p", math.nan, "a number from 0 to 1"),
+            ("dry_base", 0.5, "a number from 1 to 10"),
+            ("token_bias", [1.0], "a tensor"),
+            ("token_bias", torch.zeros(2, 3), "a tensor"),
+        ],
+    )
+    def test_values_out_of_range_are_named(self, name, value, expected):
+        with pytest.raises(RequestError, match=rf"Settings: {name} is .*{expected}"):
+            ExLlamaV2Sampler.Settings(**{name: value}).params()
+
+    def test_the_defaults_are_the_originals(self):
+        params = SamplingParams(**ExLlamaV2Sampler.Settings().params())
+        assert (params.temperature, params.top_k, params.top_p, params.min_p) == (0.8, 50, 0.8, 0.0)
+        assert (params.repetition_penalty, params.penalty_range, params.penalty_decay) == (1.025, 0, 0)
+        on = [step.name for step in steps_of(params)]
+        assert on == ["penalties", "temperature", "top_k", "top_p"]
+
+    @pytest.mark.parametrize(
+        ("settings", "fields"),
+        [
+            ({"token_repetition_range": 64, "token_repetition_decay": 8}, {"penalty_range": 64, "penalty_decay": 8}),
+            ({"token_repetition_range": 0}, {"repetition_penalty": 1.0}),
+            ({"token_repetition_range": 0, "token_repetition_decay": 4}, {"penalty_range": 1, "penalty_decay": 4}),
+            ({"token_presence_penalty": 0.1}, {"presence_penalty": 0.1}),
+            ({"token_frequency_penalty": 0.1}, {"frequency_penalty": 0.1}),
+            ({"token_bias": torch.tensor([0, 1.5, -math.inf])}, {"logit_bias": {1: 1.5, 2: -math.inf}}),
+            ({"dry_multiplier": 0.8}, {"dry_multiplier": 0.8, "dry_max_match": 20}),
+            ({"dry_multiplier": 0.8, "dry_sequence_breakers": {7}}, {"dry_breakers": (), "dry_breaker_tokens": (7,)}),
+            ({"smoothing_factor": 0.3}, {"smoothing_factor": 0.3}),
+            ({"top_a": 0.1}, {"top_a": 0.1}),
+            ({"tfs": 0.9}, {"tfs": 0.9}),
+            ({"typical": 0.9}, {"typical": 0.9}),
+            ({"tfs": 0, "typical": 1.5}, {"tfs": 1.0, "typical": 1.0}),
+            ({"mirostat": True, "mirostat_tau": 2.0}, {"mirostat_tau": 2.0, "mirostat_eta": 0.1}),
+            ({"mirostat_tau": 2.0}, {"mirostat_tau": 0.0}),
+            ({"temperature_last": True}, {"temperature_last": True}),
+            ({"min_temp": 0.5, "max_temp": 2.0}, {"min_temperature": 0.5, "max_temperature": 2.0}),
+            ({"min_temp": 0.5}, {"max_temperature": 0.0}),
+            ({"xtc_probability": 0.5}, {"xtc_probability": 0.5, "xtc_spared": ("\n",)}),
+            ({"xtc_ignore_tokens": [3]}, {"xtc_spared": (), "xtc_spared_tokens": (3,)}),
+            ({"skew": 0.2}, {"skew": 0.2}),
+        ],
+    )
+    def test_each_setting_is_a_parameter(self, settings, fields):
+        params = SamplingParams(**ExLlamaV2Sampler.Settings(**settings).params())
+        assert {name: getattr(params, name) for name in fields} == fields
+
+    def test_tokens_can_be_disallowed_and_allowed(self, parts, dynamic):
+        tokenizer, settings = parts["tokenizer"], ExLlamaV2Sampler.Settings.greedy()
+        settings.allow_tokens(tokenizer, [64, "b"])
+        text = dynamic.generate("one", 20, gen_settings=settings, completion_only=True)
+        allowed = set(tokenizer.decode([64]) + "b")
+        assert set(text) <= allowed
+        settings.disallow_tokens(tokenizer, [64])
+        assert dynamic.generate("one", 20, gen_settings=settings, completion_only=True) == "b" * 20
+        with pytest.raises(RequestError, match="'bbb' is no token"):
+            settings.allow_tokens(tokenizer, ["bbb"])
+
+    def test_one_step_by_itself(self, parts):
+        logits, ids = torch.tensor([[[0.0, 3.0, 1.0, 2.0]], [[5.0, 0.0, 1.0, 2.0]]]), torch.tensor([[1], [2]])
+        greedy = ExLlamaV2Sampler.Settings.greedy()
+        tokens, top, top_probs, probs, ended = ExLlamaV2Sampler.sample(
+            logits, greedy, ids, 0.5, parts["tokenizer"], return_top_tokens=2, blocked_tokens=[0]
+        )
+        assert (tokens.tolist(), probs.tolist(), ended) == ([[1], [3]], [[1], [1]], False)
+        assert (top[:, 0, 0].tolist(), top_probs.tolist()) == ([1, 3], [[[1, 0]], [[1, 0]]])
+        warm = ExLlamaV2Sampler.Settings(token_repetition_penalty=1.0, temperature=1.0, top_k=2, top_p=0)
+        tokens, *_ = ExLlamaV2Sampler.sample(logits, warm, ids, 0.99, parts["tokenizer"])
+        assert tokens.tolist() == [[3], [3]]  # the last of the two that are left, in the order of ids
 
     def test_misspelt_settings_are_errors(self):
         with pytest.raises(AttributeError):
@@ -434,6 +533,8 @@ class TestSettings:
         other = settings.clone()
         other.top_k = 4
         assert settings.top_k == 3
+        cold = ExLlamaV2Sampler.Settings(token_repetition_penalty=1.2, min_p=0.1).greedy_clone()
+        assert (cold.token_repetition_penalty, SamplingParams(**cold.params()).is_greedy) == (1.2, True)
 
 
 class TestOlderGenerators:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.errors import ConfigError, KernelError, OutOfMemory, RequestError
 from polybit.generator import Engine, SamplingParams, load
+from polybit.generator.sampling import Drawn
 from polybit.generator.scheduler import Limits
 from polybit.generator.sequence import Sequence
 from polybit.kernels import reference
@@ -329,7 +330,7 @@ def test_stop_strings_end_the_text_that_is_streamed(folder):
         tokens = iter([*tokenizer.encode(answer), tokenizer.eos_id])
         pieces = []
         while sequence.finish_reason is None:
-            pieces.append(sequence.accept(next(tokens)))
+            pieces.append(sequence.accept(Drawn(next(tokens))))
         text = sequence.completion().text
         assert "".join(pieces) == text
         assert answer.startswith(text)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from polybit.errors import OutOfMemory
 from polybit.kernels import reference
+from polybit.kernels.reference.attention import QUERY_RUN
 from polybit.model.footprint import BlockBytes, Footprint, footprint_of
 from polybit.model.options import LoadOptions
 from polybit.model.plan import GIB, GPU_SLACK, SMALL_TABLE, Budget, Machine, Plan, longest_context, plan_memory
@@ -58,7 +59,7 @@ class TestSizes:
 
     def test_scores_of_attention_grow_with_what_is_cached(self) -> None:
         sizes = replace(TEN, scores=8)
-        assert sizes.scratch(8192) - sizes.scratch(4096) == 8 * 512 * 4096
+        assert sizes.scratch(8192) - sizes.scratch(4096) == 8 * QUERY_RUN * 4096
         assert sizes.scratch(1 << 30) == sizes.scratch(8192)  # one sequence reaches no further
 
     def test_captured_steps_hold_logits_and_a_spare_page(self, tmp_path: Path) -> None:
