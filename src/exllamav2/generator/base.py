@@ -19,6 +19,10 @@ class ExLlamaV2BaseGenerator:
     def warmup(self) -> None:
         """Nothing to warm up."""
 
+    def full(self) -> bool:
+        """Whether the last text filled the cache so that none may follow; it never does, as nothing is carried on."""
+        return False
+
     def generate_simple(
         self,
         prompt: str | list[str],

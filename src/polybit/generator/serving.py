@@ -27,7 +27,7 @@ class Serving:
     def __init__(self, runner: Runner, limits: Limits) -> None:
         self._runner = runner
         self._scheduler = Scheduler[Sequence](runner.pool.book, limits)
-        self._state = threading.Condition()
+        self._state = threading.Condition(threading.Lock())  # not one that its holder may take again: see `abandon`
         self._is_stepping = False
         self._arrived = deque[tuple[Sequence, int | None]]()
         self._gone = deque[Sequence]()
@@ -40,7 +40,7 @@ class Serving:
 
     def cancel(self, sequence: Sequence) -> None:
         """Nobody wants it any more. Its pages are free at once, or at the end of the step that is being made."""
-        self.abandon(sequence)
+        self._give_up(sequence)
         self.tidy()
 
     def tidy(self) -> None:
@@ -50,7 +50,16 @@ class Serving:
                 self._tidy()
 
     def abandon(self, sequence: Sequence) -> None:
-        """`cancel` from where no lock may be taken; its pages are free before the next step."""
+        """`cancel` from where Python collects garbage, which may be anywhere: in the middle of these methods too."""
+        self._give_up(sequence)
+        if self._state.acquire(blocking=False):
+            try:
+                if not self._is_stepping:
+                    self._tidy()
+            finally:
+                self._state.release()
+
+    def _give_up(self, sequence: Sequence) -> None:
         if not sequence.has_ended:
             sequence.is_cancelled = True
             self._gone.append(sequence)

@@ -111,7 +111,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self.close()
 
     def __del__(self) -> None:
-        self._serving.abandon(self._sequence)  # where the collector runs, no lock may be taken
+        self._serving.abandon(self._sequence)
 
 
 @contextmanager

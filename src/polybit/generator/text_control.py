@@ -84,7 +84,7 @@ class TextControl:
         if self._can_take_back:
             self._fed.append((token, self._detokenizer.copy()))
         piece = self._detokenizer.feed(token)
-        watched = self._watch.feed(piece, self._detokenizer.is_between_characters)
+        watched = self._watch.feed(piece, not self._can_take_back or self._detokenizer.is_between_characters)
         if watched.taken_back:
             return self._take_back(watched)
         self._num_tokens += 1

@@ -30,8 +30,10 @@ class Detokenizer:
         if self._at_start and piece:
             self._at_start = False
             piece = piece.removeprefix(b" ")
-        skipped, self._to_skip = min(self._to_skip, len(piece)), max(0, self._to_skip - len(piece))
-        return self._decoder.decode(piece[skipped:])
+        if self._to_skip:
+            skipped = min(self._to_skip, len(piece))
+            piece, self._to_skip = piece[skipped:], self._to_skip - skipped
+        return self._decoder.decode(piece)
 
     def skip(self, num_bytes: int) -> None:
         """The next bytes to come are out already."""

@@ -563,6 +563,23 @@ class TestOlderGenerators:
         assert (chunk, eos, ids.shape) == ("", True, (1, 0))
         assert parts["cache"].pool.book.num_held == 0
 
+    def test_nothing_is_carried_on(self, parts):
+        assert not ExLlamaV2BaseGenerator(**parts).full()
+
+    def test_there_are_no_drafts(self, parts):
+        streaming = ExLlamaV2StreamingGenerator(**parts)
+        streaming.set_stop_conditions([])
+        streaming.begin_stream_ex(parts["tokenizer"].encode("one"), GREEDY)
+        count = sum(streaming.stream_ex()["chunk_token_ids"].shape[1] for _ in range(3))
+        assert streaming.get_sd_stats() == (0.0, 0.0, count, 0, 0)
+        streaming.reset_sd_stats()
+        assert streaming.get_sd_stats() == (0.0, 0.0, 0, 0, 0)
+        with pytest.raises(RequestError, match="drafts"):
+            streaming.ngram_preload(parts["tokenizer"].encode("one"))
+        streaming.speculative_ngram = True
+        with pytest.raises(RequestError, match="speculative_ngram"):
+            streaming.begin_stream_ex(parts["tokenizer"].encode("one"), GREEDY)
+
     def test_no_stream_yet(self, parts):
         with pytest.raises(RequestError, match="begin_stream_ex"):
             ExLlamaV2StreamingGenerator(**parts).stream_ex()
