@@ -14,7 +14,7 @@ from polybit.kernels.pages import FULL, KVBits, QuantizedPages, group_of, new_pa
 from polybit.kernels.protocol import HeadNorm, Rotation
 
 CPU = torch.device("cpu")
-KINDS = [KVBits(4, 4), KVBits(8, 4), KVBits(16, 8)]
+Q4, Q6, HALF = KVBits(4, 4), KVBits(8, 4), KVBits(16, 8)
 EDGE = 1e-3  # of a step: where arithmetic decides between two codes
 
 
@@ -28,23 +28,26 @@ class Case:
     page: int = 4
     window: int | None = None
     softcap: float | None = None
+    bits: KVBits = Q4
 
 
 PROMPTS = {
     "one token": Case(((1, 0),), dim=16),
-    "several": Case(((1, 12), (3, 2), (9, 0)), dim=48),
+    "several": Case(((1, 12), (3, 2), (9, 0)), dim=48, bits=Q6),
     "a head for each, window": Case(((2, 30), (5, 1)), heads=(3, 3), window=5),
-    "head of 80": Case(((2, 11),), heads=(6, 1), dim=80, softcap=2.0),
+    "full keys": Case(((2, 9), (5, 1)), bits=HALF),
+    "head of 80": Case(((2, 11),), heads=(6, 1), dim=80, softcap=2.0, bits=Q6),
     "whole tiles": Case(((20, 110), (1, 3)), heads=(2, 1), page=64),
-    "divided": Case(((2, 150), (1, 3)), heads=(2, 1), page=64),
+    "divided": Case(((2, 150), (1, 3)), heads=(2, 1), page=64, bits=Q6),
 }
 STEPS = {
     "first token": Case(((1, 0),), dim=16),
-    "several": Case(((1, 12), (1, 0), (1, 3)), dim=48),
+    "several": Case(((1, 12), (1, 0), (1, 3)), dim=48, bits=Q6),
     "a head for each, window": Case(((1, 70), (1, 5)), heads=(3, 3), window=33),
-    "head of 80": Case(((1, 11),), heads=(6, 1), dim=80, softcap=2.0),
-    "many keys": Case(((1, 300), (1, 2)), heads=(8, 1), dim=128, page=256),
-    "many keys in small pages": Case(((1, 250),), heads=(2, 1), page=100),
+    "full keys": Case(((1, 9), (1, 1)), bits=HALF),
+    "head of 80": Case(((1, 11),), heads=(6, 1), dim=80, softcap=2.0, bits=Q6),
+    "many keys": Case(((1, 140), (1, 2)), heads=(8, 1), dim=128, page=256),
+    "many keys in small pages": Case(((1, 140),), heads=(2, 1), page=100, bits=Q6),
 }
 
 
@@ -85,11 +88,10 @@ def _check_definition(x: Tensor, pages: QuantizedPages, slots: Tensor) -> None:
     assert pages.scales.cpu().flatten(0, 1)[untouched].isnan().all()
 
 
-@pytest.mark.parametrize("bits", KINDS, ids=str)
 @pytest.mark.parametrize("case", PROMPTS.values(), ids=PROMPTS.keys())
-def test_attention(backend, device, dtype, random, case, bits) -> None:
+def test_attention(backend, device, dtype, random, case) -> None:
     """Pages in random order, and NaN where nobody wrote."""
-    k_pages, v_pages, table, rows = _filled(backend, device, dtype, random, case, bits)
+    k_pages, v_pages, table, rows = _filled(backend, device, dtype, random, case)
     q = [randn(random, dtype, new, case.heads[0], case.dim) for new, _ in case.sequences]
     actual = backend.attention(
         torch.cat(q).to(device),
@@ -107,19 +109,18 @@ def test_attention(backend, device, dtype, random, case, bits) -> None:
     assert_close(actual, _mixed(case, q, k_pages, v_pages, rows), "attention")
 
 
-@pytest.mark.parametrize("bits", KINDS, ids=str)
 @pytest.mark.parametrize("case", STEPS.values(), ids=STEPS.keys())
-def test_decode_attention(backend, device, dtype, random, case, bits) -> None:
+def test_decode_attention(backend, device, dtype, random, case) -> None:
     """Against attention over what it stored, which is compared with what `write_kv` stores."""
-    _check_step(backend, device, dtype, random, case, bits)
+    _check_step(backend, device, dtype, random, case)
 
 
 def test_decode_attention_in_bfloat16(backend, device, random) -> None:
-    _check_step(backend, device, torch.bfloat16, random, STEPS["several"], KVBits(8, 4))
+    _check_step(backend, device, torch.bfloat16, random, STEPS["several"])
 
 
-def _check_step(backend, device, dtype, random, case, bits) -> None:
-    k_pages, v_pages, table, rows = _filled(backend, device, dtype, random, case, bits, but_last=True)
+def _check_step(backend, device, dtype, random, case) -> None:
+    k_pages, v_pages, table, rows = _filled(backend, device, dtype, random, case, but_last=True)
     count, lengths = len(rows), [old + 1 for _, old in case.sequences]
     q = randn(random, dtype, count, case.heads[0], case.dim)
     k, v = (randn(random, dtype, count, case.heads[1], case.dim) for _ in range(2))
@@ -160,7 +161,7 @@ def _check_step(backend, device, dtype, random, case, bits) -> None:
     assert_close(actual, _mixed(case, queries, k_pages, v_pages, rows), "attention")
 
 
-def _filled(backend, device, dtype, random, case, bits, but_last=False):
+def _filled(backend, device, dtype, random, case, but_last=False):
     """Pages, page table, and the slots of each sequence's tokens; the last of which may be left unwritten."""
     lengths = [new + old for new, old in case.sequences]
     counts = [-(-length // case.page) for length in lengths]
@@ -169,7 +170,7 @@ def _filled(backend, device, dtype, random, case, bits, but_last=False):
     for s, pages in enumerate(order):
         table[s, : len(pages)] = pages
     shape = (sum(counts), case.page, case.heads[1], case.dim)
-    k_pages, v_pages = (new_pages(shape, kind, dtype, device) for kind in (bits.k, bits.v))
+    k_pages, v_pages = (new_pages(shape, kind, dtype, device) for kind in (case.bits.k, case.bits.v))
     rows = [
         pages[torch.arange(n) // case.page] * case.page + torch.arange(n) % case.page
         for pages, n in zip(order, lengths, strict=True)
