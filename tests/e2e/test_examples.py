@@ -18,6 +18,7 @@ PRINTS = {
     "many_prompts": r"The square of 0 is.*(\n.*)*The square of 39 is",
     "own_parameters": r"the same alone: True",
     "shared_beginning": r"bound\? 0 of 8\d\d .*\n.*leave\? 7\d\d of 8\d\d .*\n.*knew\? 7\d\d of 8\d\d ",
+    "quantized_cache": r"fp16: .*\nq8: .*\nq4: ",
     "bad_prompts": r"answered: .*\nrefused: the prompt is empty.*\nrefused: the prompt has \d{6,} tokens",
     "leave_early": r"left after \d tokens\nthe other had all of its 12",
     "threads": r"cat .*(\n.*)*owl ",

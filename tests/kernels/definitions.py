@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from polybit.kernels.pages import QuantizedPages
+
 
 def one_query(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
     """q [Hq, D]; k, v [n, Hkv, D], all of them visible."""
@@ -27,6 +29,20 @@ def turned(x: Tensor, angle: Tensor, interleaved: bool) -> Tensor:
     out = x.clone()
     out[..., first], out[..., second] = rotated.real, rotated.imag
     return out
+
+
+def hadamard(size: int) -> Tensor:
+    """Rows of Walsh functions in Sylvester's order, of length one; float64."""
+    signs = [[(-1) ** bin(i & j).count("1") for j in range(size)] for i in range(size)]
+    return torch.tensor(signs, dtype=torch.float64) / math.sqrt(size)
+
+
+def unpacked(pages: QuantizedPages) -> Tensor:
+    """[pages, P, Hkv, D] float64, turned back; poisoned scales are NaN here too."""
+    words, scales = pages.codes.cpu().long() & 0xFFFFFFFF, pages.scales.cpu().double()
+    codes = torch.stack([words >> shift & (1 << pages.bits) - 1 for shift in range(0, 32, pages.bits)], -1)
+    groups = (codes - (1 << pages.bits - 1)).flatten(-2).unflatten(-1, (scales.shape[-1], -1)) * scales[..., None]
+    return (groups @ hadamard(groups.shape[-1])).flatten(-2)
 
 
 def paged(keys: list[Tensor], values: list[Tensor], page: int, random: torch.Generator) -> tuple[Tensor, ...]:

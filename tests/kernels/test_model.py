@@ -5,12 +5,14 @@ import torch
 
 from closeness import assert_close
 from packed_model import matrices_of, pack_model
+from polybit import generator
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.modules.step import Step, whole_rows
 from random_model import write_random_model
+from unit.text.folders import byte_level
 
 
 def test_a_model_agrees_with_the_reference(backend, device, tmp_path) -> None:
@@ -32,6 +34,19 @@ COHERE = {
     "logit_scale": 0.5,
     "tie_word_embeddings": True,
 }
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["q4", "q6"])
+def test_a_quantized_cache_on_a_card_gives_the_references_text(tmp_path, name) -> None:
+    """Through captured steps, with a prompt in chunks."""
+    folder = byte_level(write_random_model(tmp_path, {"vocab_size": 272, "head_dim": 64}))
+    options = {"dtype": "float32", "cache": name}
+    texts = [
+        generator.load(folder, device=device, **options).generate("some prompt" * 30, temperature=0, max_tokens=24).text
+        for device in ("cpu", "cuda")
+    ]
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("config", [{}, QWEN3, COHERE], ids=["no norms", "norms of heads", "other norms of heads"])

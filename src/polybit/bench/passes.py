@@ -10,7 +10,7 @@ from polybit.generator.layout import lay_out
 from polybit.generator.runner import Runner
 from polybit.generator.scheduler import Part
 from polybit.model.device import current
-from polybit.model.footprint import CHUNK_TOKENS
+from polybit.model.footprint import CHUNK_TOKENS, token_bytes
 from polybit.model.machine import free_bytes
 from polybit.model.model import Model
 
@@ -24,7 +24,7 @@ class Batch:
         _check_ram(model, batch * pages * PAGE_TOKENS)
         self._model, self._length, self._filled = model, length, 0
         num_tokens = batch * pages * PAGE_TOKENS
-        self._pool = KVPool(model.spec, num_tokens, model.dtype, model.block_devices, model.backend)
+        self._pool = KVPool(model.spec, num_tokens, model.dtype, model.block_devices, model.backend, model.cache)
         graphs = decode_graphs(model, self._pool, wanted=True)
         self._runner = Runner(model, self._pool, model.spec.embedding.num_rows, graphs)
         random = torch.Generator().manual_seed(0)
@@ -78,7 +78,7 @@ def _check_ram(model: Model, num_tokens: int) -> None:
     """A graphics card refuses by itself; main memory is lent before it is there."""
     if model.device.type == "cuda":
         return
-    per_token = sum(2 * block.attn.num_kv_heads * block.attn.head_dim for block in model.spec.blocks)
-    needed, free = num_tokens * per_token * model.dtype.itemsize, free_bytes(model.device)
+    per_token = sum(token_bytes(block.attn, model.cache, model.dtype) for block in model.spec.blocks)
+    needed, free = num_tokens * per_token, free_bytes(model.device)
     if needed > free:
         raise OutOfMemory(f"keys and values need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free")

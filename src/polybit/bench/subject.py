@@ -16,6 +16,7 @@ from polybit.format.dense import read_dense
 from polybit.format.exl2 import Exl2Tensor
 from polybit.format.gptq import GptqTensor
 from polybit.kernels import reference
+from polybit.kernels.pages import read_bits
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import get_backend
 from polybit.model.device import choose_dtype
@@ -175,6 +176,7 @@ def _set_up(model: spec.Model, recipe: Recipe, options: LoadOptions, name: str) 
     machine, unpacked = this_machine(options), bool(options.unpacked)
     device = machine.budgets[0].device
     dtype, backend = choose_dtype(options.dtype, device), get_backend(options.backend, device)
+    cache = read_bits(options.cache)
 
     def held(linear: spec.Linear) -> int:
         width = linear.padded_out_features
@@ -189,12 +191,13 @@ def _set_up(model: spec.Model, recipe: Recipe, options: LoadOptions, name: str) 
         table_itemsize=torch.float16.itemsize,
         head_is_table=False,
         holds_scores=backend is reference,
+        cache=cache,
         kept=backend.KEPT_BYTES,
         unpacked=unpacked,
         graphs=options.graphs,
     )
     plan = plan_memory(sizes, machine, cache_tokens=0, offload=options.offload, what=name)
-    return Setup(plan, sizes, dtype, backend, unpacked)
+    return Setup(plan, sizes, dtype, backend, unpacked, cache)
 
 
 def _place(setup: Setup) -> Place:

@@ -1,6 +1,6 @@
 """`polybit eval`: perplexity on a text, and the distance to a reference model."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from polybit.cli.loading import load_model
 from polybit.cli.shared_options import ModelName, loading
 from polybit.errors import ConfigError, RequestError
 from polybit.format.files import atomic_write_json
+from polybit.kernels.pages import FULL
 from polybit.model.evaluate import Score, cut_windows
 from polybit.model.evaluate import evaluate as score_model
 from polybit.model.options import LoadOptions
@@ -48,10 +49,10 @@ def evaluate(
     """Measure perplexity on a text and, with --reference, how far the predictions moved.
 
     The text is cut into windows that do not overlap, each judged by itself. Where the model needs a BOS token, each
-    window begins with one.
+    window begins with one. --cache holds for the model alone: the reference's keys and values stay as they are.
     """
     source = open_model(model, options)
-    compared = None if reference is None else open_model(reference, options)
+    compared = None if reference is None else open_model(reference, replace(options, cache=str(FULL)))
     context = min(each.spec.max_seq_len for each in (source, compared) if each is not None)
     windows = tokenize(source, read_text(text), length or min(WINDOW, context), rows, skip)
     judged, expected = load_model(source), None if compared is None else load_model(compared)

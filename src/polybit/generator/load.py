@@ -44,7 +44,7 @@ def load(
     setup = plan_for(source, cache_tokens)
     tell(setup, source)
     model = build(source, setup, progress)
-    pool = KVPool(model.spec, setup.plan.cache_tokens, model.dtype, model.block_devices, model.backend)
+    pool = KVPool(model.spec, setup.plan.cache_tokens, model.dtype, model.block_devices, model.backend, model.cache)
     limits = step_limits(model, max_batch)
     return Engine(model, tokenizer, pool, source.folder, source.options.graphs, limits)
 

@@ -13,6 +13,7 @@ from torch import Tensor, device, dtype
 
 from polybit.format.exl2 import Exl2Tensor, Layout
 from polybit.format.gptq import GptqTensor
+from polybit.kernels.pages import Pages
 from polybit.spec import Activation
 
 
@@ -114,8 +115,8 @@ class Backend(Protocol):
         positions [T] are rows of cos and sin [L, dim/2], which are fp32.
         """
 
-    def write_kv(self, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
-        """Store k and v [T, Hkv, D] at slots [T] of pages [pages, P, Hkv, D], in the pages' dtype.
+    def write_kv(self, k: Tensor, v: Tensor, k_pages: Pages, v_pages: Pages, slots: Tensor) -> None:
+        """Store k and v [T, Hkv, D] at slots [T] of pages [pages, P, Hkv, D], in the pages' dtype or quantized.
 
         A slot is page * P + offset.
         """
@@ -123,8 +124,8 @@ class Backend(Protocol):
     def attention(
         self,
         q: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
+        k_pages: Pages,
+        v_pages: Pages,
         page_table: Tensor,
         query_starts: Tensor,
         lengths: Tensor,
@@ -145,8 +146,8 @@ class Backend(Protocol):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
+        k_pages: Pages,
+        v_pages: Pages,
         page_table: Tensor,
         lengths: Tensor,
         q_norm: HeadNorm | None,

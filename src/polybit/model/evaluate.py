@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polybit.errors import RequestError
+from polybit.kernels.pages import FULL
 from polybit.model.model import Model
-from polybit.modules.step import whole_rows
+from polybit.modules.step import KVStore, QuantizedScratch, Step, whole_rows
 
 CHUNK_ELEMENTS = 1 << 26  # logits turned into float64 probabilities at a time: half a gigabyte
 
@@ -121,8 +122,13 @@ def score_window(model: Model, reference: Model | None, window: Tensor) -> Windo
 def predictions(model: Model, window: Tensor) -> Tensor:
     """Logits [L - 1, V] of every token of a window [L] but the last."""
     tokens = window.to(model.device)
-    step, store = whole_rows(1, tokens.shape[0], model.device)
+    step, store = _whole_window(model, tokens.shape[0])
     return model.forward(tokens, step, store, logits_at=torch.arange(tokens.shape[0] - 1, device=model.device))
+
+
+def _whole_window(model: Model, length: int) -> tuple[Step, KVStore]:
+    step, scratch = whole_rows(1, length, model.device)
+    return step, scratch if model.cache == FULL else QuantizedScratch(1, length, model.cache, model.backend)
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

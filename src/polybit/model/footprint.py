@@ -9,6 +9,7 @@ import torch
 from polybit import spec
 from polybit.format import exl2
 from polybit.kernels import reference
+from polybit.kernels.pages import FULL, KVBits, read_bits, row_bytes
 from polybit.kernels.protocol import Backend
 from polybit.kernels.reference.attention import QUERY_RUN
 from polybit.kernels.reference.matrices import MAX_WORK_WEIGHTS
@@ -80,22 +81,21 @@ def footprint(
     head_is_table: bool,
     holds_scores: bool,
     kept: int = 0,
-    cache_itemsize: float | None = None,
+    cache: KVBits = FULL,
     unpacked: bool = False,
     graphs: bool = True,
 ) -> Footprint:
     """`held`: bytes of a matrix in memory. `kept`: by kernels, on each GPU.
 
-    `cache_itemsize`: bytes a number of K and V; None: as activations. `graphs`: a GPU is to capture decode steps.
+    `graphs`: a GPU is to capture decode steps.
     """
-    per_number = dtype.itemsize if cache_itemsize is None else cache_itemsize
     tables = (model.embedding, *([] if model.positions is None else [model.positions]))
     numbers = {name: prod(shapes[0]) for name, shapes in vector_shapes(model).items()}
     norm = sum(size for name, size in numbers.items() if name.startswith(f"{model.norm.key}."))
     sizes = [table_itemsize * table.num_rows * table.width for table in tables]
     row = 4 * model.head.linear.padded_out_features  # of logits
     activations = max(_activations(model, block, dtype) for block in model.blocks)
-    blocks = tuple(_block_bytes(block, held, numbers, dtype, per_number) for block in model.blocks)
+    blocks = tuple(_block_bytes(block, held, numbers, dtype, cache) for block in model.blocks)
     spare = SPARE_TOKENS * sum(block.cache for block in blocks)
     return Footprint(
         table=sizes[0],
@@ -130,6 +130,7 @@ def footprint_of(source: ModelSource, dtype: torch.dtype, unpacked: bool, backen
         holds_scores=backend is reference,
         kept=backend.KEPT_BYTES,
         unpacked=unpacked and is_quantized(source),
+        cache=read_bits(source.options.cache),
         graphs=source.options.graphs,
     )
 
@@ -156,7 +157,7 @@ def is_packed(source: ModelSource, linear: spec.Linear) -> bool:
 
 
 def _block_bytes(
-    block: spec.Block, held: HeldBytes, numbers: dict[str, int], dtype: torch.dtype, cache_itemsize: float
+    block: spec.Block, held: HeldBytes, numbers: dict[str, int], dtype: torch.dtype, cache: KVBits
 ) -> BlockBytes:
     keys = [norm.key for norm in spec.block_norms(block)]
     if isinstance(block.mlp, spec.SparseMoe):
@@ -164,8 +165,13 @@ def _block_bytes(
     return BlockBytes(
         matrices=sum(held(linear) for linear in linears_of(block)),
         vectors=dtype.itemsize * sum(numbers.get(f"{key}.{part}", 0) for key in keys for part in ("weight", "bias")),
-        cache=int(2 * block.attn.num_kv_heads * block.attn.head_dim * cache_itemsize),
+        cache=token_bytes(block.attn, cache, dtype),
     )
+
+
+def token_bytes(attn: spec.Attention, cache: KVBits, dtype: torch.dtype) -> int:
+    """Keys and values of one token in one layer. Raises ConfigError where its heads cannot be quantized."""
+    return attn.num_kv_heads * sum(row_bytes(attn.head_dim, bits, dtype) for bits in (cache.k, cache.v))
 
 
 def linears_of(block: spec.Block) -> tuple[spec.Linear, ...]:

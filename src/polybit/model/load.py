@@ -116,7 +116,8 @@ class FolderSupply:
 
 class _Builder:
     def __init__(self, model: spec.Model, supply: Supply, setup: Setup, progress: LoadProgress) -> None:
-        self._spec, self._supply, self._plan, self._backend = model, supply, setup.plan, setup.backend
+        self._spec, self._supply, self._plan = model, supply, setup.plan
+        self._backend, self._cache = setup.backend, setup.cache
         self._progress, self._done = progress, 0
         self._ropes = cache(lambda device: RopeTables(self._spec.max_seq_len, device))
 
@@ -134,7 +135,7 @@ class _Builder:
         self._tell()
         if first.type == "cuda":
             torch.cuda.empty_cache()  # of what was read ahead, so that the K/V pool can have it
-        return Model(model, weights.dtype, self._backend, table, positions, stages, norm, head)
+        return Model(model, weights.dtype, self._backend, self._cache, table, positions, stages, norm, head)
 
     def _stage(self, device: torch.device, blocks: range) -> Stage:
         away = [i for i in blocks if i in self._plan.offloaded]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from polybit.kernels.pages import KVBits, read_bits
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import get_backend
 from polybit.model.device import choose_dtype
@@ -25,6 +26,7 @@ class Setup:
     dtype: torch.dtype  # of activations
     backend: Backend
     unpacked: bool  # quantized matrices are held dequantized
+    cache: KVBits  # of keys and values
 
 
 def set_up(source: ModelSource, cache_tokens: int, machine: Machine | None = None, fewest: int | None = None) -> Setup:
@@ -39,7 +41,7 @@ def set_up(source: ModelSource, cache_tokens: int, machine: Machine | None = Non
     unpacked = _holds_unpacked(source, dtype, backend, machine) if options.unpacked is None else options.unpacked
     sizes = footprint_of(source, dtype, unpacked, backend)
     plan = plan_memory(sizes, machine, cache_tokens, options.offload, fewest, str(source.folder))
-    return Setup(plan, sizes, dtype, backend, unpacked)
+    return Setup(plan, sizes, dtype, backend, unpacked, read_bits(options.cache))
 
 
 def tell(setup: Setup, source: ModelSource) -> None:

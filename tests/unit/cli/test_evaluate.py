@@ -54,6 +54,18 @@ def test_a_model_is_at_no_distance_from_itself(
     assert score["kl"] == pytest.approx(0, abs=1e-12)
 
 
+def test_a_quantized_cache_is_compared_with_a_full_one(
+    polybit_cli: Polybit, model_folder: Path, text: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for cache in ("q4", "q8"):
+        written = tmp_path / f"{cache}.json"
+        options = ("--text", text, "--rows", "2", "--length", "50", "--json", written, "--device", "cpu")
+        polybit_cli("eval", model_folder, "--reference", model_folder, "--cache", cache, *options)
+        found[cache] = json.loads(written.read_text())["kl"]
+    assert 0 < found["q8"] < found["q4"] / 20
+
+
 def test_a_model_that_needs_bos_gets_one_in_each_window(polybit_cli: Polybit, tmp_path: Path, text: Path) -> None:
     config = {"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "head_dim": 16, "vocab_size": 288}
     config |= {"tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"}

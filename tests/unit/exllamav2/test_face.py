@@ -152,9 +152,25 @@ class TestModelAndCache:
         model.load()
         assert cache.pool.num_tokens == 512
 
-    @pytest.mark.parametrize("kind", ["8bit", "Q4", "Q6", "Q8", "TP"])
-    def test_other_caches_say_what_to_use(self, kind, parts):
-        with pytest.raises(RequestError, match=f"ExLlamaV2Cache_{kind} .*use ExLlamaV2Cache"):
+    @pytest.mark.parametrize(("kind", "bits"), [("Q4", 5), ("Q6", 7), ("Q8", 9)])  # 16 / 16 for scales
+    def test_quantized_caches(self, kind, bits, folder, monkeypatch):
+        planned = []
+        real = exllamav2.model.load
+        monkeypatch.setattr(
+            "exllamav2.model.load", lambda source, *rest: (planned.append(source.options.cache), real(source, *rest))[1]
+        )
+        config = ExLlamaV2Config(str(folder))
+        model = ExLlamaV2(config)
+        cache = getattr(exllamav2, f"ExLlamaV2Cache_{kind}")(model, lazy=True, max_seq_len=256)
+        model.load_autosplit(cache)
+        assert planned == [kind.lower()]
+        assert cache.footprint() == [2 * 256 * 2 * 2 * 2 * 16 * bits // 8]
+        text = ExLlamaV2DynamicGenerator(model, cache, ExLlamaV2Tokenizer(config)).generate("one", 8)
+        assert len(text) > len("one")
+
+    @pytest.mark.parametrize(("kind", "other"), [("8bit", "ExLlamaV2Cache_Q8"), ("TP", "ExLlamaV2Cache")])
+    def test_other_caches_say_what_to_use(self, kind, other, parts):
+        with pytest.raises(RequestError, match=f"ExLlamaV2Cache_{kind} .*use {other}"):
             getattr(exllamav2, f"ExLlamaV2Cache_{kind}")(parts["model"], lazy=True)
 
 

@@ -7,14 +7,17 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from polybit.kernels.pages import Pages, QuantizedPages
+from polybit.kernels.reference.quantized import dequantize, turn
+
 QUERY_RUN = 256  # queries whose logits are held at once: few enough for caches, and to skip most keys they do not see
 KEY_RUN = 8192  # keys of sequences that are taken together, which bounds their copies
 
 
 def attention(
     q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: Tensor,
     query_starts: Tensor,
     lengths: Tensor,
@@ -23,6 +26,8 @@ def attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
+    if isinstance(k_pages, QuantizedPages):
+        q = turn(q, k_pages.group).to(q.dtype)
     starts, seen = query_starts.tolist(), lengths.tolist()
     found = list[Tensor]()
     for first, stop in _alike(starts, seen):
@@ -30,7 +35,8 @@ def attention(
         queries = q[starts[first] : starts[stop]].view(stop - first, num_queries, *q.shape[1:])
         k, v = _gather(k_pages, tables, length), _gather(v_pages, tables, length)
         found.append(_attend(queries, k, v, scale, window, softcap).flatten(0, 1))
-    return torch.cat(found)
+    mixed = torch.cat(found)
+    return turn(mixed, v_pages.group).to(q.dtype) if isinstance(v_pages, QuantizedPages) else mixed
 
 
 def _alike(starts: Sequence[int], lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -42,8 +48,11 @@ def _alike(starts: Sequence[int], lengths: Sequence[int]) -> Iterator[tuple[int,
             yield first, min(first + at_once, same[-1] + 1)
 
 
-def _gather(pages: Tensor, tables: Tensor, length: int) -> Tensor:
-    """The first `length` rows of s sequences: [s, L, Hkv, D]."""
+def _gather(pages: Pages, tables: Tensor, length: int) -> Tensor:
+    """The first `length` rows of s sequences: [s, L, Hkv, D]; quantized ones stay turned."""
+    if isinstance(pages, QuantizedPages):
+        codes, scales = _gather(pages.codes, tables, length), _gather(pages.scales, tables, length)
+        return dequantize(codes, scales, pages.bits)
     used = -(-length // pages.shape[1])
     return pages[:, : min(length, pages.shape[1])][tables[:, :used]].flatten(1, 2)[:, :length]
 

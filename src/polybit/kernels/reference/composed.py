@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from polybit.kernels.composed import InTurn
+from polybit.kernels.pages import Pages, tensors_of
 from polybit.kernels.protocol import HeadNorm, Rotation
 from polybit.kernels.reference.activations import gated_activate
 from polybit.kernels.reference.attention import attention
@@ -20,8 +21,8 @@ def decode_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: Tensor,
     lengths: Tensor,
     q_norm: HeadNorm | None,
@@ -35,7 +36,7 @@ def decode_attention(
         q = rms_norm(q, q_norm.weight, q_norm.eps, q_norm.offset)
     if k_norm is not None:
         k = rms_norm(k, k_norm.weight, k_norm.eps, k_norm.offset)
-    positions, page_tokens = lengths.long() - 1, k_pages.shape[1]
+    positions, page_tokens = lengths.long() - 1, tensors_of(k_pages)[0].shape[1]
     if rotation is not None:
         q, k = rope(q, k, positions, rotation.cos, rotation.sin, rotation.interleaved)
     pages = page_table.gather(1, (positions // page_tokens)[:, None]).flatten()

@@ -9,6 +9,7 @@ Where cards can, it starts while the launch before it still works, and reads the
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from polybit.kernels.pages import GROUP, Pages
 from polybit.kernels.protocol import HeadNorm, Rotation
 from polybit.kernels.triton.attention import LOG2_E, capped
+from polybit.kernels.triton.pages import arguments_of
 from polybit.kernels.triton.reduction import MAX_SUMS, arrives_last, can_overlap, counters, num_processors
 from polybit.kernels.triton.rope import dense_heads
+from polybit.kernels.triton.rows import load_rows, store_rows, turn, values_of
 
 MAX_PARTS = 64
 JOINED_ELEMENTS = 16384  # of parts on their way at a time
@@ -61,32 +65,38 @@ def _norm_and_turn(
 
 @triton.jit
 def _load_chunk(
-    k_head,
-    v_head,
+    k_pages,
+    v_pages,
+    k_scales,
+    v_scales,
     page_row,
     num_pages,
+    kv_head,
     start,
     stop,
-    KEY_STRIDE: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
+    K_BITS: tl.constexpr,
+    V_BITS: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
-    """Keys and values [start, start + BLOCK_N) of a sequence, those before `stop`."""
-    offset, feature = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)[None, :]
-    inside = (start + offset < stop)[:, None] & (feature < HEAD_DIM)
+    """Keys and values [start, start + BLOCK_N) of a sequence, those before `stop`, as they lie there."""
+    key = start + tl.arange(0, BLOCK_N)
+    inside = key < stop
     if PAGE_TOKENS % BLOCK_N == 0:  # a chunk is of one page
         place = start // PAGE_TOKENS  # looked up before it is known whether the sequence goes as far
         page = tl.load(page_row + place, place < num_pages, other=0).to(tl.int64)
-        first = (page * PAGE_TOKENS + start % PAGE_TOKENS) * KEY_STRIDE
-        at = offset[:, None] * KEY_STRIDE + feature
-        k_head, v_head = k_head + first, v_head + first
+        first = (page * PAGE_TOKENS + start % PAGE_TOKENS) * NUM_KV_HEADS + kv_head
+        row = tl.arange(0, BLOCK_N) * NUM_KV_HEADS
     else:
-        key = start + offset
-        page = tl.load(page_row + key // PAGE_TOKENS, key < stop, other=0).to(tl.int64)
-        at = (page * PAGE_TOKENS + key % PAGE_TOKENS)[:, None] * KEY_STRIDE + feature
-    return tl.load(k_head + at, inside, other=0.0), tl.load(v_head + at, inside, other=0.0)
+        page = tl.load(page_row + key // PAGE_TOKENS, inside, other=0).to(tl.int64)
+        first, row = kv_head, (page * PAGE_TOKENS + key % PAGE_TOKENS) * NUM_KV_HEADS
+    keys, k_steps = load_rows(k_pages, k_scales, first, row, inside, HEAD_DIM, BLOCK_D, K_BITS, SPAN)
+    values, v_steps = load_rows(v_pages, v_scales, first, row, inside, HEAD_DIM, BLOCK_D, V_BITS, SPAN)
+    return keys, values, k_steps, v_steps
 
 
 @triton.jit
@@ -100,6 +110,8 @@ def _join(
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
     AT_ONCE: tl.constexpr,
+    V_BITS: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
     """Parts [num_parts, GROUP, BLOCK_D] of one key head, first to last, into its heads at `out`."""
     head, feature = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
@@ -121,6 +133,8 @@ def _join(
         maximum = new_maximum
     shown = (head < GROUP)[:, None] & (feature < HEAD_DIM)[None, :]
     mixed = accumulator / tl.where(head < GROUP, total, 1.0)[:, None]
+    if V_BITS < 16:
+        mixed = turn(mixed.to(out.dtype.element_ty), BLOCK_G, BLOCK_D, SPAN)
     tl.store(out + head[:, None] * HEAD_DIM + feature[None, :], mixed, shown)
 
 
@@ -131,6 +145,8 @@ def _decode_attention(
     v,
     k_pages,
     v_pages,
+    k_scales,
+    v_scales,
     page_table,
     lengths,
     q_norm,
@@ -165,6 +181,9 @@ def _decode_attention(
     BLOCK_G: tl.constexpr,
     AT_ONCE: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
+    K_BITS: tl.constexpr,
+    V_BITS: tl.constexpr,
+    SPAN: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     if OVERLAP:
@@ -178,13 +197,11 @@ def _decode_attention(
     stop_chunk = tl.cdiv(position, BLOCK_N)
     num_parts = tl.minimum(tl.maximum(stop_chunk - first_chunk, 1), max_parts)
 
-    key_stride: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
     page_row = page_table + sequence * table_stride
-    k_head, v_head = k_pages + kv_head * HEAD_DIM, v_pages + kv_head * HEAD_DIM
     chunk = first_chunk + part
-    keys, values = _load_chunk(
-        k_head, v_head, page_row, num_pages, chunk * BLOCK_N, position,
-        key_stride, HEAD_DIM, BLOCK_N, BLOCK_D, PAGE_TOKENS,
+    keys, values, k_steps, v_steps = _load_chunk(
+        k_pages, v_pages, k_scales, v_scales, page_row, num_pages, kv_head, chunk * BLOCK_N, position,
+        NUM_KV_HEADS, HEAD_DIM, BLOCK_N, BLOCK_D, PAGE_TOKENS, K_BITS, V_BITS, SPAN,
     )  # fmt: skip
     if part >= num_parts:
         return
@@ -200,6 +217,8 @@ def _decode_attention(
         q + sequence * q_stride + (kv_head * GROUP + row) * HEAD_DIM, row < GROUP, q_norm, q_eps, q_offset, cos, sin,
         HEAD_DIM, BLOCK_D, HALF, INTERLEAVED,
     ).to(q.dtype.element_ty)  # fmt: skip
+    if K_BITS < 16:
+        queries = turn(queries, BLOCK_M, BLOCK_D, SPAN).to(queries.dtype)
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -208,42 +227,52 @@ def _decode_attention(
         new_key = _norm_and_turn(
             k + sequence * k_stride + kv_head * HEAD_DIM + one, one == 0, k_norm, k_eps, k_offset, cos, sin,
             HEAD_DIM, BLOCK_D, HALF, INTERLEAVED,
-        ).to(k_pages.dtype.element_ty)  # fmt: skip
-        new_value = tl.load(
-            v + sequence * v_stride + kv_head * HEAD_DIM + feature, feature < HEAD_DIM, other=0.0
-        ).to(v_pages.dtype.element_ty)  # fmt: skip
+        ).to(k.dtype.element_ty)  # fmt: skip
+        new_value = tl.load(v + sequence * v_stride + kv_head * HEAD_DIM + feature, feature < HEAD_DIM, other=0.0)
         page = tl.load(page_row + position // PAGE_TOKENS).to(tl.int64)
-        slot = (page * PAGE_TOKENS + position % PAGE_TOKENS) * key_stride
-        tl.store(k_head + slot + feature, new_key, feature < HEAD_DIM)
-        tl.store(v_head + slot + feature, new_value, feature < HEAD_DIM)
+        slot = (page * PAGE_TOKENS + position % PAGE_TOKENS) * NUM_KV_HEADS + kv_head
+        here = tl.arange(0, 1)
+        new_key = store_rows(
+            k_pages, k_scales, slot, here, here == 0, new_key, 1, HEAD_DIM, BLOCK_D, K_BITS, SPAN
+        )  # fmt: skip
+        new_value = store_rows(
+            v_pages, v_scales, slot, here, here == 0, new_value, 1, HEAD_DIM, BLOCK_D, V_BITS, SPAN
+        )  # fmt: skip
         logits = tl.sum(queries.to(tl.float32) * new_key.to(tl.float32), 1) * scale
         maximum = capped(logits, softcap) * LOG2_E
         total += 1.0
         accumulator += new_value.to(tl.float32)
 
     for chunk in range(first_chunk + part, stop_chunk, num_parts):
-        next_keys, next_values = _load_chunk(
-            k_head, v_head, page_row, num_pages, (chunk + num_parts) * BLOCK_N, position,
-            key_stride, HEAD_DIM, BLOCK_N, BLOCK_D, PAGE_TOKENS,
+        next_keys, next_values, next_k_steps, next_v_steps = _load_chunk(
+            k_pages, v_pages, k_scales, v_scales, page_row, num_pages, kv_head, (chunk + num_parts) * BLOCK_N, position,
+            NUM_KV_HEADS, HEAD_DIM, BLOCK_N, BLOCK_D, PAGE_TOKENS, K_BITS, V_BITS, SPAN,
         )  # fmt: skip
         key = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
         visible = key < position
         if window is not None:
             visible &= key > position - window
-        logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+        seen_keys = values_of(keys, k_steps, queries.dtype, BLOCK_N, BLOCK_D, K_BITS)
+        logits = tl.dot(queries, tl.trans(seen_keys), input_precision="ieee") * scale
         logits = tl.where(visible[None, :], capped(logits, softcap) * LOG2_E, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(logits, 1))
         weights = tl.exp2(logits - new_maximum[:, None])
         decay = tl.exp2(maximum - new_maximum)
         total = total * decay + tl.sum(weights, 1)
-        accumulator = tl.dot(weights.to(values.dtype), values, accumulator * decay[:, None], input_precision="ieee")
+        seen_values = values_of(values, v_steps, queries.dtype, BLOCK_N, BLOCK_D, V_BITS)
+        accumulator = tl.dot(
+            weights.to(seen_values.dtype), seen_values, accumulator * decay[:, None], input_precision="ieee"
+        )
         maximum = new_maximum
-        keys, values = next_keys, next_values
+        keys, values, k_steps, v_steps = next_keys, next_values, next_k_steps, next_v_steps
 
     out += sequence * (NUM_KV_HEADS * GROUP * HEAD_DIM) + kv_head * (GROUP * HEAD_DIM)
     if num_parts == 1:
         shown = (row < GROUP) & (feature < HEAD_DIM)
-        tl.store(out + row * HEAD_DIM + feature, accumulator / total[:, None], shown)
+        mixed = accumulator / total[:, None]
+        if V_BITS < 16:
+            mixed = turn(mixed.to(out.dtype.element_ty), BLOCK_M, BLOCK_D, SPAN)
+        tl.store(out + row * HEAD_DIM + feature, mixed, shown)
         return
     parts += pair.to(tl.int64) * max_parts * (GROUP * BLOCK_D)
     sums += pair.to(tl.int64) * max_parts * (GROUP * 2)
@@ -253,7 +282,7 @@ def _decode_attention(
     tl.store(sums + 2 * at, maximum, head < GROUP, cache_modifier=".cg")
     tl.store(sums + 2 * at + 1, total, head < GROUP, cache_modifier=".cg")
     if arrives_last(counters + pair, num_parts):
-        _join(parts, sums, num_parts, out, GROUP, HEAD_DIM, BLOCK_G, BLOCK_D, AT_ONCE)
+        _join(parts, sums, num_parts, out, GROUP, HEAD_DIM, BLOCK_G, BLOCK_D, AT_ONCE, V_BITS, SPAN)
 
 
 @dataclass(frozen=True)
@@ -282,8 +311,8 @@ def decode_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: Tensor,
     lengths: Tensor,
     q_norm: HeadNorm | None,
@@ -293,10 +322,11 @@ def decode_attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """The pages' type is q's."""
+    """The type of pages that are not quantized is q's."""
     q, k, v = dense_heads(q), dense_heads(k), dense_heads(v)
     device, (sequences, num_heads, head_dim) = q.device, q.shape
-    page_tokens, num_kv_heads = k_pages.shape[1:3]
+    keys, values = arguments_of(k_pages), arguments_of(v_pages)
+    page_tokens, num_kv_heads = keys.page_tokens, keys.num_kv_heads
     group, pairs = num_heads // num_kv_heads, sequences * num_kv_heads
     block_d, block_g = max(16, triton.next_power_of_2(head_dim)), triton.next_power_of_2(group)
     rows = max(16, block_g)
@@ -309,8 +339,10 @@ def decode_attention(
         q,
         k,
         v,
-        k_pages,
-        v_pages,
+        keys.rows,
+        values.rows,
+        keys.scales,
+        values.scales,
         page_table,
         lengths,
         None if q_norm is None else q_norm.weight,
@@ -345,6 +377,9 @@ def decode_attention(
         BLOCK_G=block_g,
         AT_ONCE=min(MAX_PARTS, max(1, JOINED_ELEMENTS // (block_g * block_d))),
         PAGE_TOKENS=page_tokens,
+        K_BITS=keys.bits,
+        V_BITS=values.bits,
+        SPAN=math.gcd(head_dim, GROUP),
         OVERLAP=overlap,
         num_warps=tiles.warps,
         num_stages=1,
