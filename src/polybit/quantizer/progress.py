@@ -8,12 +8,12 @@ from polybit.quantizer.options import ConvertProgress, Report
 Advance = Callable[[int, int], None]  # parts of a stage done, parts in all
 
 SHARES = {
-    "calibrate": 0.08,
-    "forward": 0.07,
-    "loss": 0.06,
-    "backward": 0.36,
-    "measure": 0.55,
-    "quantize": 0.38,
+    "calibrate": 0.09,
+    "forward": 0.08,
+    "loss": 0.07,
+    "backward": 0.37,
+    "measure": 0.42,
+    "quantize": 0.34,
     "head": 0.04,
     "write": 0.01,
 }  # of a whole job's time, roughly
