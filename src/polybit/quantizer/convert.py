@@ -37,7 +37,7 @@ from polybit.quantizer.passes import (
     quantize_layer,
 )
 from polybit.quantizer.progress import Teller
-from polybit.quantizer.sensitivity import keep_sensitivities, kept_sensitivities
+from polybit.quantizer.sensitivity import Sensitivity, keep_sensitivities, kept_sensitivities
 from polybit.quantizer.slots import Slot, slots_of
 
 __all__ = ["ConvertOptions", "ConvertProgress", "ConvertResult", "Report", "convert"]
@@ -174,7 +174,7 @@ class Conversion:
 
         def step(layer: int, x: Tensor) -> Tensor:
             pair = [option.sets for option in chosen[2 * layer : 2 * layer + 2]]
-            sensitivities = kept_sensitivities(self.job, layer) if self.options.how.by_loss else {}
+            sensitivities = self.sensitivities(layer)
             x, errors = quantize_layer(self.bench, self.job, layer, x, pair, sensitivities)
             self.job.keep_json(_layer_name("quantize", layer), errors)
             self.tell("quantize", layer + 1, self.num_layers)
@@ -203,6 +203,9 @@ class Conversion:
         self.tell("write", 1, 1)
 
     # ---- what they share
+
+    def sensitivities(self, layer: int) -> dict[str, Sensitivity]:
+        return kept_sensitivities(self.job, layer, self.bench.device) if self.options.how.by_loss else {}
 
     @cached_property
     def bench(self) -> Workbench:
