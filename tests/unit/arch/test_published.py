@@ -156,7 +156,7 @@ def test_the_share_that_is_rotated_may_stand_beside_the_rope_parameters(where: t
 def test_two_shares_that_differ_are_refused() -> None:
     config = copy.deepcopy(PUBLISHED["Phi3ForCausalLM"])
     config["rope_parameters"] = {"rope_type": "default", "partial_rotary_factor": 0.5}
-    with pytest.raises(ConfigError, match="partial_rotary_factor is 0.75, expected the same as in rope_parameters"):
+    with pytest.raises(ConfigError, match=r"partial_rotary_factor is 0\.75, expected the same as in rope_parameters"):
         read(config)
 
 
