@@ -62,11 +62,12 @@ def convert(
     load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
     source = open_model(Path(source_folder), load_options)
     check_source(source, options)
+    device = choose_device(options.device)
     out, tell = Path(out_folder).expanduser(), Teller(told_stages(options), progress or (lambda _: None))
     with torch.no_grad():
         started = time.monotonic()
         job = open_job(source, out, options, partial(tell, "calibrate"))
-        return Conversion(source, out, options, job, tell, {"calibrate": time.monotonic() - started}).run()
+        return Conversion(source, out, options, device, job, tell, {"calibrate": time.monotonic() - started}).run()
 
 
 @dataclass
@@ -76,6 +77,7 @@ class Conversion:
     source: ModelSource
     out: Path
     options: ConvertOptions
+    device: torch.device
     job: Job
     tell: Teller
     seconds: dict[str, float]  # by stage, so far
@@ -98,7 +100,7 @@ class Conversion:
         return result
 
     def result(self, bits: float, measurement: Path) -> ConvertResult:
-        rounding, device = self.bench.rounding.NAME, describe(self.bench.device)
+        rounding, device = self.bench.rounding.NAME, describe(self.device)
         return ConvertResult(self.out, bits, self.errors, measurement, rounding, device, self.seconds)
 
     @property
@@ -206,11 +208,8 @@ class Conversion:
 
     @cached_property
     def bench(self) -> Workbench:
-        device = choose_device(self.options.device)
-        ropes = RopeTables(self.source.spec.max_seq_len, device)
-        return Workbench(
-            self.source, ropes, load_backend("reference"), choose_rounding(device), device, self.options.how
-        )
+        ropes, rounding = RopeTables(self.source.spec.max_seq_len, self.device), choose_rounding(self.device)
+        return Workbench(self.source, ropes, load_backend("reference"), rounding, self.device, self.options.how)
 
     @cached_property
     def calibration(self) -> Calibration:

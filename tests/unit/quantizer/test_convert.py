@@ -325,6 +325,23 @@ def test_options_without_sense_are_refused(change: dict[str, Any], tiny: Path, t
         convert(tiny, tmp_path / "out", options(text, **change))
 
 
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        ({"device": "gpu"}, "device 'gpu' is not one"),
+        ({"measurement": Path("nowhere.json")}, r"nowhere\.json cannot be read"),
+        ({"calibration": ""}, "calibration is '', expected"),
+    ],
+)
+def test_a_typing_error_is_refused_before_any_text_is_made(
+    change: dict[str, Any], finding: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(begin, "read_calibration")
+    with pytest.raises(PolybitError, match=finding):
+        convert(tiny, tmp_path / "out", replace(options(None), **change))
+    assert not (tmp_path / "out").exists()
+
+
 def test_too_little_text_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("too short")
