@@ -1,6 +1,7 @@
 """Whole conversions of tiny models: what comes out, what is refused, and what a kill leaves behind."""
 
 import json
+import os
 import re
 import shutil
 from collections import namedtuple
@@ -289,6 +290,18 @@ def test_a_job_of_another_model_is_not_continued(text: Path, make_model: Make, i
         convert(make_model(num_hidden_layers=1), interrupted, options(text))
 
 
+def test_a_job_is_not_continued_with_weights_that_were_trained_further(
+    tiny: Path, text: Path, interrupted: Path, tmp_path: Path
+) -> None:
+    """Same config, same tensors: only some of the numbers tell."""
+    trained = shutil.copytree(tiny, tmp_path / "trained")
+    tensors = load_file(trained / "model.safetensors")
+    tensors["model.norm.weight"] *= 2  # the last in the file
+    save_file(tensors, trained / "model.safetensors")
+    with pytest.raises(JobError, match="belongs to a job with model"):
+        convert(trained, interrupted, options(text))
+
+
 @pytest.mark.parametrize("damaged", ["job.json", "measurement.json", "tokens.safetensors", "calibration.json"])
 @pytest.mark.parametrize("how", [b"", b"{", b'{"version": 1}', b"[" * 9999])
 def test_a_damaged_job_is_refused_in_one_line(
@@ -361,6 +374,15 @@ def test_a_full_disk_is_seen_before_the_work(
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 5, 5))
     with pytest.raises(JobError, match=r"0\.00 GB free, but converting needs"):
+        convert(tiny, tmp_path / "out", options(text))
+
+
+def test_a_folder_that_may_not_be_written_is_seen_before_the_work(
+    tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    monkeypatch.delattr(begin, "read_calibration")
+    with pytest.raises(JobError, match=f"^{re.escape(str(tmp_path))} may not be written"):
         convert(tiny, tmp_path / "out", options(text))
 
 
