@@ -23,7 +23,7 @@ from polybit.modules.rope import RopeTables
 from polybit.quantizer.allocate import Choice, allocate
 from polybit.quantizer.begin import check_source, open_job, planned_stages, read_kept_calibration, told_stages
 from polybit.quantizer.calibration import Calibration
-from polybit.quantizer.job import STAGES, Job
+from polybit.quantizer.job import STAGES, Job, corrupt
 from polybit.quantizer.measure import MeasuredOption
 from polybit.quantizer.measurement import option_json, read_measurement, read_option, write_measurement
 from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
@@ -235,7 +235,10 @@ class Conversion:
     @cached_property
     def chosen(self) -> list[MeasuredOption]:
         """The option of each slot; the same at every run, so that it need not be kept."""
-        measurement = read_measurement(self.measurement_file, self.source.spec)
+        try:
+            measurement = read_measurement(self.measurement_file, self.source.spec)
+        except JobError:  # which speaks of a file that the user gave
+            raise corrupt(self.measurement_file) from None
         choices = [[Choice(o.num_bits, (1 - o.accuracy) ** 2) for o in options] for options in measurement]
         picked = allocate(choices, self.options.bits, self.num_weights)
         return [options[i] for options, i in zip(measurement, picked, strict=True)]

@@ -308,7 +308,7 @@ def test_a_damaged_job_is_refused_in_one_line(
     damaged: str, how: bytes, tiny: Path, text: Path, interrupted: Path
 ) -> None:
     (interrupted / begin.WORK_FOLDER / damaged).write_bytes(how)
-    with pytest.raises(JobError, match=rf"^[^\n]*{damaged}[^\n]*$"):
+    with pytest.raises(JobError, match=rf"^[^\n]*{damaged}[^\n]*--no-resume[^\n]*$"):
         convert(tiny, interrupted, options(text))
 
 
