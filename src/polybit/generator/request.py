@@ -82,7 +82,7 @@ def xtc_spared(params: SamplingParams, tokenizer: Tokenizer, vocab_size: int) ->
 
 def check_tokens(params: SamplingParams, vocab_size: int) -> None:
     """Raises RequestError for a token that the model does not have."""
-    for name in ("logit_bias", "dry_breaker_tokens", "xtc_spared_tokens", "stop_tokens"):
+    for name in ("logit_bias", "dry_breaker_tokens", "xtc_spared_tokens"):
         tokens: Iterable[int] = getattr(params, name)
         beyond = next((token for token in tokens if token >= vocab_size), None)
         if beyond is not None:
