@@ -144,6 +144,20 @@ def test_same_bytes_after_kills_at_any_write(
     assert contents(result.folder) == contents(done_by[method].folder)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_widths_that_are_no_multiple_of_32_are_padded(
+    method: str, make_model: Make, text: Path, tmp_path: Path
+) -> None:
+    source = make_model(vocab_size=263, num_key_value_heads=1, num_hidden_layers=1)
+    result = convert(source, tmp_path / "out", options(text, method=method))
+    stored = load_file(result.folder / "output.safetensors")
+    assert stored["lm_head.q_weight"].shape[1] == 288
+    assert stored["model.layers.0.self_attn.k_proj.q_weight"].shape[1] == 32
+    found, expected = logits(result.folder), logits(source)
+    assert found.shape == expected.shape == (64, 263)
+    assert float((found - expected).norm() / expected.norm()) < 0.5
+
+
 def test_progress_grows_to_one(tiny: Path, text: Path, tmp_path: Path) -> None:
     told: list[ConvertProgress] = []
     convert(tiny, tmp_path / "out", options(text), told.append)
