@@ -18,7 +18,6 @@ from polybit.kernels.cuda.streamed import Streamed
 from polybit.kernels.cuda.workspace import workspace
 
 LEAST_ROWS, MOST_ROWS = 9, 64
-WARPS = 8
 MAX_BLOCKS = 2  # of 32 rows in a chunk
 UNIT_BYTES = 16  # that a Run's source counts in
 TILE_BYTES = 2048 + MAX_BLOCKS * HEADER_BYTES  # of a chunk
@@ -30,13 +29,14 @@ class Form:
 
     row_tiles: int  # NT, of 8 rows, of a warp
     split: int  # warps that share a tile of columns
+    warps: int = 8  # of a thread block
     stages: int = 4
     blocks: int = 2  # thread blocks of a multiprocessor
 
     @property
     def tiles(self) -> int:
         """Of 64 columns, that a thread block works on side by side."""
-        return WARPS // self.split
+        return self.warps // self.split
 
     @property
     def most_rows(self) -> int:
@@ -52,7 +52,7 @@ class Form:
 
     @property
     def build(self) -> Build:
-        macros = {"NT": self.row_tiles, "SPLIT": self.split, "WARPS": WARPS, "STAGES": self.stages}
+        macros = {"NT": self.row_tiles, "SPLIT": self.split, "WARPS": self.warps, "STAGES": self.stages}
         return Build.of("exl2_batch.cu", macros | {"BLOCKS": self.blocks})
 
 
@@ -82,13 +82,13 @@ def launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) ->
     plan = _plan(form, matrix.shapes, matrix.input.row_blocks, device)
     sums, is_float = workspace(device).sums, int(out.dtype == torch.float32)
     Kernel.get(form.build, "exl2_batch", device).launch(
-        (plan.num_blocks,), 32 * WARPS, matrix.stream, plan.runs, plan.tiles, plan.matrices, len(plan.matrices),
+        (plan.num_blocks,), 32 * form.warps, matrix.stream, plan.runs, plan.tiles, plan.matrices, len(plan.matrices),
         matrix.maxima, x, out, residual, sums, plan.runs.shape[1], plan.tiles.shape[1], num_rows, out.shape[1],
         is_float, shared_bytes=form.shared_bytes, overlap=True,
     )  # fmt: skip
     if len(plan.shared_tiles):
         Kernel.get(form.build, "exl2_add_parts", device).launch(
-            (len(plan.shared_tiles), WARPS, 4), 32 * form.row_tiles, plan.shared_tiles, sums, out, residual, num_rows,
+            (len(plan.shared_tiles), form.warps, 4), 32 * form.row_tiles, plan.shared_tiles, sums, out, residual, num_rows,
             out.shape[1], is_float, overlap=True,
         )  # fmt: skip
 

@@ -8,7 +8,7 @@
 // a workspace, and a second launch adds them up, always in the same order.
 //
 // Compile-time: NT (tiles of 8 activation rows that a warp takes), SPLIT (warps that share a tile, each with its own rows
-// of the activations), WARPS (of a thread block), STAGES (chunks under way), BLOCKS (thread blocks a multiprocessor).
+// of the activations), WARPS (of a thread block), STAGES (chunks in shared memory), BLOCKS (thread blocks a multiprocessor).
 
 #include "fragments.cuh"
 #include "overlap.cuh"
@@ -35,19 +35,61 @@ __device__ __forceinline__ u32 own_token() { return 8 * NT * own_part(); }
 
 // ---- chunks on their way to shared memory
 
-__device__ __forceinline__ void commit() {
+// Warps may be a chunk apart: nobody waits for the slowest but who wants the slot of the chunk before the last.
+constexpr int SLACK = 1;
+constexpr int AHEAD = STAGES - SLACK;  // chunks asked for and not yet read
+
+// Two barriers a slot where there are any: of copies that have arrived, and of warps that have read them.
+__device__ __forceinline__ void make_barriers(u32 barriers) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    if (threadIdx.x < STAGES) {
+        const u32 filled = barriers + 16 * threadIdx.x;
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(filled), "n"(32 * WARPS) : "memory");
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(filled + 8), "n"(WARPS) : "memory");
+    }
+    __syncthreads();
 #endif
 }
 
-// Until no more than that many committed groups of this thread are under way.
-template <int pending>
-__device__ __forceinline__ void wait_for_groups() {
+__device__ __forceinline__ void arrive_after_copies(u32 barrier) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" :: "n"(pending) : "memory");
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" :: "r"(barrier) : "memory");
 #endif
 }
+
+__device__ __forceinline__ void arrive_warp(u32 barrier) {
+    __syncwarp();
+#if __CUDA_ARCH__ >= 800
+    if (threadIdx.x % 32 == 0) {
+        asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" :: "r"(barrier) : "memory");
+    }
+#endif
+}
+
+__device__ __forceinline__ void wait_for(u32 barrier, u32 phase) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{ .reg .pred done;\n"
+                 "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+                 "@!done bra again; }" :: "r"(barrier), "r"(phase) : "memory");
+#elif __CUDA_ARCH__ >= 800
+    asm volatile("{ .reg .pred done;\n"
+                 "again: mbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n"
+                 "@!done bra again; }" :: "r"(barrier), "r"(phase) : "memory");
+#endif
+}
+
+// A slot of the ring, and how often, modulo two, the ring has gone round.
+struct Place {
+    u32 slot;
+    u32 phase;
+
+    __device__ __forceinline__ void move_on() {
+        if (++slot == STAGES) {
+            slot = 0;
+            phase ^= 1;
+        }
+    }
+};
 
 struct Feed {
     const char* stream;
@@ -57,12 +99,12 @@ struct Feed {
     u32 num_matrices;
     const Run* next;      // run to be asked for
     u32 memory;           // shared address of the ring
+    u32 barriers;         // and of its barriers
     const char* source;   // of the next chunk in the warp's own tile
     u32 bytes;            // of a chunk there; 0: the matrix has no such tile
     u32 block, blocks;    // first block of 32 sorted rows of the next chunk, and how many
     u32 chunks_left;      // of the run
-    u32 target;           // slot to be filled
-    u32 slot;             // slot to be read
+    Place target, current;  // to be filled and to be read
 
     __device__ __forceinline__ void next_run() {
         const Run run = *next;
@@ -99,35 +141,53 @@ struct Feed {
         }
     }
 
+    __device__ __forceinline__ u32 address(const Place& place) const { return memory + SLOT_BYTES * place.slot; }
+    __device__ __forceinline__ u32 filled(const Place& place) const { return barriers + 16 * place.slot; }
+    __device__ __forceinline__ u32 emptied(const Place& place) const { return filled(place) + 8; }
+
+    // The next chunk: its weights, its activations, or both, to a slot that nobody reads any more.
     __device__ __forceinline__ void ask(bool want_weights, bool want_inputs) {
         if (chunks_left == 0) next_run();
-        if (chunks_left != 0) {
-            if (want_weights) ask_for_weights(memory + target);
-            if (want_inputs) ask_for_inputs(memory + target);
-            source += bytes;
-            block += blocks;
-            --chunks_left;
+        if (chunks_left == 0) return;
+        const u32 at = address(target);
+        if (want_weights) {
+            wait_for(emptied(target), target.phase ^ 1);  // which a new barrier lets pass
+            ask_for_weights(at);
         }
-        if (want_inputs) commit();
-        target = target + SLOT_BYTES == STAGES * SLOT_BYTES ? 0 : target + SLOT_BYTES;
+        if (want_inputs) {
+            ask_for_inputs(at);
+            arrive_after_copies(filled(target));
+        }
+        source += bytes;
+        block += blocks;
+        --chunks_left;
+        target.move_on();
     }
 
     // Ask for the first chunks of `runs`: their weights, which no launch writes, or their activations.
     __device__ __forceinline__ void fill(const Run* runs, bool want_weights, bool want_inputs) {
         next = runs;
-        chunks_left = target = slot = 0;
+        chunks_left = 0;
+        target = current = {0, 0};
 #pragma unroll 1
-        for (int i = 0; i < STAGES - 1; ++i) ask(want_weights, want_inputs);
+        for (int i = 0; i < AHEAD; ++i) ask(want_weights, want_inputs);
     }
 
-    // Shared address of the next chunk, when it is there. The chunk before it is no longer needed.
-    __device__ __forceinline__ u32 take() {
-        wait_for_groups<STAGES - 2>();
+    // Shared address of the next chunk, when it is there.
+    __device__ __forceinline__ u32 take() const {
+#if __CUDA_ARCH__ >= 800
+        wait_for(filled(current), current.phase);
+#else
         __syncthreads();
+#endif
+        return address(current);
+    }
+
+    // The warp has read it.
+    __device__ __forceinline__ void release() {
+        arrive_warp(emptied(current));
+        current.move_on();
         ask(true, true);
-        const u32 at = memory + slot;
-        slot = slot + SLOT_BYTES == STAGES * SLOT_BYTES ? 0 : slot + SLOT_BYTES;
-        return at;
     }
 };
 
@@ -186,6 +246,7 @@ __device__ __forceinline__ void take(const Run& run, const u32* maxima, Feed& fe
                 half_block<bits, 1>(words + bits, scales, x, sums);
             }
         }
+        feed.release();
     }
 }
 
@@ -240,11 +301,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) exl2_batch(
     u32 num_tokens, u32 out_stride, u32 out_is_float
 ) {
     extern __shared__ __align__(128) char memory[];
+    __shared__ __align__(8) u64 barriers[2 * STAGES];
     const Run* own_runs = runs + blockIdx.x * num_runs;
     const Tile* tile = tiles + blockIdx.x * num_tiles;
     const Output output = {out, residual, out_stride, out_is_float != 0};
     Feed feed = {stream, x, num_tokens, matrices, num_matrices};
     feed.memory = shared_address(memory);
+    feed.barriers = shared_address(barriers);
+    make_barriers(feed.barriers);
 
     let_next_grid_start();
     feed.fill(own_runs, true, false);
