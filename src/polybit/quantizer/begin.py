@@ -18,7 +18,8 @@ from polybit.model.source import ModelSource
 from polybit.quantizer.allocate import Choice, budget_of
 from polybit.quantizer.calibration import Calibration, Shape, Write, fingerprint, read_calibration
 from polybit.quantizer.candidates import HEAD_SETS
-from polybit.quantizer.job import Job, Progress, corrupt
+from polybit.quantizer.job import Job, Progress
+from polybit.quantizer.kept import corrupt
 from polybit.quantizer.measurement import read_measurement, write_measurement
 from polybit.quantizer.options import ConvertOptions
 from polybit.quantizer.own_text import write_text

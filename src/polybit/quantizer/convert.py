@@ -23,7 +23,8 @@ from polybit.modules.rope import RopeTables
 from polybit.quantizer.allocate import Choice, allocate
 from polybit.quantizer.begin import check_source, open_job, planned_stages, read_kept_calibration, told_stages
 from polybit.quantizer.calibration import Calibration
-from polybit.quantizer.job import STAGES, Job, corrupt
+from polybit.quantizer.job import STAGES, Job
+from polybit.quantizer.kept import corrupt
 from polybit.quantizer.measure import MeasuredOption
 from polybit.quantizer.measurement import option_json, read_measurement, read_option, write_measurement
 from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, Report, check_options

@@ -326,6 +326,36 @@ def test_a_damaged_job_is_refused_in_one_line(
         convert(tiny, interrupted, options(text))
 
 
+@pytest.fixture(scope="module")
+def one_layer_done(tiny: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result folder of a conversion that was stopped when the first of two layers was quantized."""
+
+    def stop(event: ConvertProgress) -> None:
+        if (event.stage, event.done) == ("quantize", 2):
+            raise KeyboardInterrupt
+
+    out = tmp_path_factory.mktemp("one") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "CHECKPOINT_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            convert(tiny, out, options(text), stop)
+    return out
+
+
+@pytest.mark.parametrize(
+    "damaged", ["states-quantize-00001", "sensitivity/00001", "tensors/model.layers.0.self_attn.q_proj"]
+)
+def test_a_flipped_bit_in_what_a_job_kept_is_noticed_and_named(
+    damaged: str, tiny: Path, text: Path, one_layer_done: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(one_layer_done, tmp_path / "out")
+    path = out / begin.WORK_FOLDER / f"{damaged}.safetensors"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    with pytest.raises(JobError, match=rf"^{re.escape(str(path))} is damaged or missing; start over[^\n]*$"):
+        convert(tiny, out, options(text))
+
+
 def test_a_result_inside_its_own_working_folder_is_refused(tiny: Path, text: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match="is deleted at the end"):
         convert(tiny, tmp_path / "work" / "out", options(text, work_dir=tmp_path / "work"))
