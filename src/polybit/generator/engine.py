@@ -248,7 +248,7 @@ class Engine:
         if room < 1:
             raise RequestError(
                 f"the prompt has {len(ids)} tokens, but the context holds {self.context} including the answer; "
-                f"shorten it, or load with a larger cache_tokens (now {self.pool.num_tokens}; "
+                f"shorten it, or load with a larger --cache-tokens (cache_tokens, now {self.pool.num_tokens}; "
                 f"the model reaches {self.model.max_seq_len})"
             )
         return room

@@ -65,9 +65,8 @@ def convert(
     check_source(source, options)
     device = choose_device(options.device)
     out, tell = Path(out_folder).expanduser(), Teller(told_stages(options), progress or (lambda _: None))
-    with torch.no_grad():
-        started = time.monotonic()
-        job = open_job(source, out, options, partial(tell, "calibrate"))
+    started = time.monotonic()
+    with torch.no_grad(), open_job(source, out, options, partial(tell, "calibrate")) as job:
         return Conversion(source, out, options, device, job, tell, {"calibrate": time.monotonic() - started}).run()
 
 

@@ -47,16 +47,19 @@ class Job:
         return (folder / "job.json").exists()
 
     @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        """Whether it is a job's, beyond doubt: other programs have a job.json too."""
+        try:
+            _read(folder / "job.json")
+        except JobError:
+            return False
+        return True
+
+    @classmethod
     def resume(cls, folder: Path, identity: Mapping[str, Any]) -> "Job":
         """JobError: corrupt, or about something else."""
         path = folder / "job.json"
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            progress, version, found = Progress(**state["progress"]), state["version"], dict(state["identity"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise corrupt(path) from None
-        if version != VERSION or progress.stage not in STAGES or not isinstance(progress.layer, int):
-            raise corrupt(path)
+        progress, found = _read(path)
         for key, wanted in identity.items():
             if found.get(key) != wanted:
                 raise JobError(
@@ -127,7 +130,19 @@ class Job:
 
     def delete(self) -> None:
         (self.folder / "job.json").unlink()  # first: what is left of a killed deletion is no job any more
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)  # Windows keeps the lock for whoever holds it
+
+
+def _read(path: Path) -> tuple[Progress, dict[str, Any]]:
+    """Progress and identity as job.json tells them. JobError: it is damaged."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        progress, version, identity = Progress(**state["progress"]), state["version"], dict(state["identity"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise corrupt(path) from None
+    if version != VERSION or progress.stage not in STAGES or not isinstance(progress.layer, int):
+        raise corrupt(path)
+    return progress, identity
 
 
 def _states_name(stage: str, layer: int) -> str:

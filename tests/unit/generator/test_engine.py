@@ -355,5 +355,5 @@ class TestCacheSize:
         size = load(long, device="cpu").pool.num_tokens
         assert 1024 <= size < 8192
         assert f"the cache holds {size} tokens instead of 8192" in caplog.text
-        with pytest.raises(OutOfMemory, match=r"cache_tokens=\d+ would fit"):
+        with pytest.raises(OutOfMemory, match=r"--cache-tokens \d+ \(cache_tokens=\d+\) would fit"):
             load(long, device="cpu", cache_tokens=8192)

@@ -21,7 +21,7 @@ from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.modules.mlp import SparseMoe
 from polybit.modules.step import whole_rows
-from polybit.quantizer import begin, job, passes
+from polybit.quantizer import begin, folders, job, passes
 from polybit.quantizer.calibration import PASSAGE
 from polybit.quantizer.convert import ConvertOptions, ConvertProgress, ConvertResult, convert
 from polybit.quantizer.method import METHODS
@@ -321,7 +321,7 @@ def test_a_job_is_not_continued_with_weights_that_were_trained_further(
 def test_a_damaged_job_is_refused_in_one_line(
     damaged: str, how: bytes, tiny: Path, text: Path, interrupted: Path
 ) -> None:
-    (interrupted / begin.WORK_FOLDER / damaged).write_bytes(how)
+    (interrupted / folders.WORK_FOLDER / damaged).write_bytes(how)
     with pytest.raises(JobError, match=rf"^[^\n]*{damaged}[^\n]*--no-resume[^\n]*$"):
         convert(tiny, interrupted, options(text))
 
@@ -349,16 +349,49 @@ def test_a_flipped_bit_in_what_a_job_kept_is_noticed_and_named(
     damaged: str, tiny: Path, text: Path, one_layer_done: Path, tmp_path: Path
 ) -> None:
     out = shutil.copytree(one_layer_done, tmp_path / "out")
-    path = out / begin.WORK_FOLDER / f"{damaged}.safetensors"
+    path = out / folders.WORK_FOLDER / f"{damaged}.safetensors"
     sound = path.read_bytes()
     path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
     with pytest.raises(JobError, match=rf"^{re.escape(str(path))} is damaged or missing; start over[^\n]*$"):
         convert(tiny, out, options(text))
 
 
-def test_a_result_inside_its_own_working_folder_is_refused(tiny: Path, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="is deleted at the end"):
-        convert(tiny, tmp_path / "work" / "out", options(text, work_dir=tmp_path / "work"))
+@pytest.mark.parametrize("name", ["in", "in/out", "."])
+def test_a_result_that_would_mix_with_the_source_is_refused(name: str, tiny: Path, text: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(tiny, tmp_path / "in")
+    before = contents(source)
+    with pytest.raises(JobError, match=r"would lie in the source|lies in the result"):
+        convert(source, tmp_path / name, options(text))
+    assert contents(source) == before
+
+
+def test_a_second_conversion_in_the_same_folder_is_refused(
+    tiny: Path, text: Path, done: ConvertResult, tmp_path: Path
+) -> None:
+    refusals = list[str]()
+
+    def convert_again(event: ConvertProgress) -> None:
+        if (event.stage, event.done) == ("forward", 1):
+            for resume in (True, False):
+                with pytest.raises(JobError) as refused:
+                    convert(tiny, tmp_path / "out", options(text, resume=resume))
+                refusals.append(str(refused.value))
+
+    result = convert(tiny, tmp_path / "out", options(text), convert_again)
+    assert len(refusals) == 2
+    assert all(said.startswith("another conversion is at work in") for said in refusals)
+    assert contents(result.folder) == contents(done.folder)
+
+
+def test_a_job_that_goes_on_writes_over_no_model(
+    tiny: Path, text: Path, done: ConvertResult, one_layer_done: Path, tmp_path: Path
+) -> None:
+    """As when OUT was mistyped, with a --work-dir of one's own."""
+    work = shutil.copytree(one_layer_done / folders.WORK_FOLDER, tmp_path / "work")
+    before = contents(done.folder)
+    with pytest.raises(JobError, match="holds a model already"):
+        convert(tiny, done.folder, options(text, work_dir=work))
+    assert contents(done.folder) == before
 
 
 def test_a_working_folder_of_ones_own(tiny: Path, text: Path, done: ConvertResult, tmp_path: Path) -> None:
@@ -417,7 +450,7 @@ def test_a_full_disk_is_seen_before_the_work(
 ) -> None:
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 5, 5))
-    with pytest.raises(JobError, match=r"0\.00 GB free, but converting needs"):
+    with pytest.raises(JobError, match=r"has 5 bytes free, but converting needs about \d+ [kM]B there"):
         convert(tiny, tmp_path / "out", options(text))
 
 
