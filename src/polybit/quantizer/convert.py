@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from polybit.errors import JobError
-from polybit.fields import replaced
+from polybit.fields import check_callback, path_of, replaced
 from polybit.format.files import replacing
 from polybit.kernels.registry import load_backend
 from polybit.kernels.rounding import choose_rounding
@@ -58,16 +58,24 @@ def convert(
     `fields` are those of ConvertOptions, and replace what `options` says: `convert(source, out, bits=3.5)`.
     Raises ConfigError, FormatError, CalibrationError or JobError; what was done by then is kept for another run.
     """
-    options = replaced(options or ConvertOptions(), fields, "option of conversion", JobError)
+    options = replaced(_checked(options), fields, "option of conversion", JobError)
     check_options(options)
+    check_callback("progress", progress, JobError)
+    out = path_of("the result's folder", out_folder, JobError)
     load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
-    source = open_model(Path(source_folder), load_options)
+    source = open_model(source_folder, load_options)
     check_source(source, options)
     device = choose_device(options.device)
-    out, tell = Path(out_folder).expanduser(), Teller(told_stages(options), progress or (lambda _: None))
+    tell = Teller(told_stages(options), progress or (lambda _: None))
     started = time.monotonic()
     with torch.no_grad(), open_job(source, out, options, partial(tell, "calibrate")) as job:
         return Conversion(source, out, options, device, job, tell, {"calibrate": time.monotonic() - started}).run()
+
+
+def _checked(options: ConvertOptions | None) -> ConvertOptions:
+    if options is not None and not isinstance(options, ConvertOptions):
+        raise JobError(f"options is of type {type(options).__name__}, expected ConvertOptions")
+    return options or ConvertOptions()
 
 
 @dataclass

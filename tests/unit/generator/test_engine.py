@@ -253,6 +253,7 @@ class TestBadRequests:
             ([-1], r"prompt\[0\] is -1"),
             ([1.5], r"prompt\[0\] is 1.5"),
             (5, "the prompt is of type int"),
+            (("one", "two"), "give several prompts as a list"),
             ("p" * PAGE_TOKENS, "the prompt has 256 tokens, but the context holds 256"),
         ],
     )
@@ -272,6 +273,17 @@ class TestBadRequests:
     def test_parameters_of_another_type_are_refused(self, say):
         with pytest.raises(RequestError, match="params is of type dict"):
             say("").generate("p", {"top_k": 3})
+
+    def test_other_arguments_of_wrong_types_are_refused(self, engine):
+        messages = [{"role": "user", "content": "hi"}]
+        for variables in (5, {5: 1}):
+            with pytest.raises(RequestError, match=r"template_variables is .*, expected a dict"):
+                engine.chat(messages, template_variables=variables)
+        for patience in ("x", -1, True):
+            with pytest.raises(RequestError, match=r"patience is .*, expected a whole number"):
+                engine.stream("hi", patience=patience)
+        with pytest.raises(RequestError, match="progress is 5, expected a function"):
+            engine.generate(["hi"], progress=5)
 
     def test_fields_are_checked_before_anything_runs(self, say):
         engine = say("")

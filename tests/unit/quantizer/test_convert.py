@@ -432,6 +432,27 @@ def test_a_typing_error_is_refused_before_any_text_is_made(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "finding"),
+    [
+        ((None, "out"), "None is no path"),
+        ((5, "out"), "5 is no path"),
+        (("here", None), "the result's folder is None, which is no path"),
+        (("here", "out", 5), "options is of type int, expected ConvertOptions"),
+        (("here", "out", None, 5), "progress is 5, expected a function"),
+    ],
+)
+def test_arguments_of_wrong_types_are_refused(arguments: tuple[Any, ...], finding: str, tiny: Path) -> None:
+    with pytest.raises(PolybitError, match=finding):
+        convert(*(tiny if given == "here" else given for given in arguments))
+
+
+@pytest.mark.parametrize("name", ["work_dir", "measurement", "save_measurement"])
+def test_a_path_that_is_none_is_refused(name: str, text: Path) -> None:
+    with pytest.raises(JobError, match=f"^{name} is '', which is no path"):
+        options(text, **{name: ""})
+
+
 def test_too_little_text_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("too short")
