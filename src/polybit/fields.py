@@ -31,10 +31,10 @@ def path_of(name: str, given: object, error: type[PolybitError]) -> Path:
         if not isinstance(given, str | os.PathLike) or not str(given):
             raise TypeError("expected a folder's or file's name")
         path = Path(given).expanduser()
-        os.lstat(path)
+        path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return path
-    except (TypeError, ValueError, OSError, RuntimeError) as problem:  # too long, or in nobody's home
+    except (TypeError, ValueError, OSError, RuntimeError) as problem:  # too long, a ring of links, or in nobody's home
         reason = problem.strerror if isinstance(problem, OSError) else problem
         raise error(f"{name} is {given!r:.60}, which is no path: {reason}") from None
     return path

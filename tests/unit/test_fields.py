@@ -23,6 +23,14 @@ def test_what_is_no_path_is_refused(given: object) -> None:
         path_of("out", given, JobError)
 
 
+def test_a_ring_of_links_is_refused_and_a_link_to_nothing_is_a_name(tmp_path: Path) -> None:
+    for name, target in (("ring", "ring"), ("new", "nowhere")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    assert path_of("out", tmp_path / "new", JobError) == tmp_path / "new"
+    with pytest.raises(JobError, match="which is no path"):
+        path_of("out", tmp_path / "ring", JobError)
+
+
 def test_callbacks() -> None:
     check_callback("progress", None, ConfigError)
     check_callback("progress", print, ConfigError)

@@ -250,10 +250,11 @@ class Engine:
             raise RequestError("the prompt is empty; give at least one token")
         room = self.context - len(ids)
         if room < 1:
+            reach, cached = self.model.max_seq_len, self.pool.num_tokens
+            larger = f", or load with a larger --cache-tokens (cache_tokens, now {cached}; the model reaches {reach})"
             raise RequestError(
                 f"the prompt has {len(ids)} tokens, but the context holds {self.context} including the answer; "
-                f"shorten it, or load with a larger --cache-tokens (cache_tokens, now {self.pool.num_tokens}; "
-                f"the model reaches {self.model.max_seq_len})"
+                f"shorten it{larger if reach > cached else ''}"
             )
         return room
 

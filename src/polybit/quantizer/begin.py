@@ -81,6 +81,7 @@ def open_job(source: ModelSource, out: Path, options: ConvertOptions, advance: A
     check_apart(source.folder, out, work)
     identity = dict(_identity(source, options))
     if Job.exists(work) and options.resume:
+        Job.check(work)  # before anything is written there: it may be another program's
         with held(work):
             job = Job.resume(work, identity)
             if job.progress.stage != STAGES[-1]:
@@ -157,7 +158,7 @@ def _samples(path: Path) -> Iterator[bytes]:
 
 
 def _needs(source: ModelSource, work: Path, out: Path, options: ConvertOptions) -> list[tuple[Path, float]]:
-    """Bytes of each folder at its fullest. A quantized tensor lies in both for a moment."""
+    """Folders that are written to, with their bytes at the fullest. A quantized tensor lies in both for a moment."""
     model, head = source.spec, source.spec.head.linear
     weights = sum(linear.in_features * linear.padded_out_features for linear in model.linears) * options.bits / 8
     head_bytes = (
@@ -168,7 +169,9 @@ def _needs(source: ModelSource, work: Path, out: Path, options: ConvertOptions) 
     tokens = max(options.rows * options.length, options.measure_rows * options.measure_length)
     states = 4 * copies * tokens * model.hidden_size
     quantized = weights + head_bytes
-    return [(work, quantized + states), (out, 0 if options.measure_only else quantized + embedding)]
+    needs = [(work, quantized + states), (out, 0 if options.measure_only else quantized + embedding)]
+    saved = options.save_measurement
+    return needs if saved is None else [*needs, (saved.parent, 0)]
 
 
 def _writer(source: ModelSource, options: ConvertOptions, bos: int | None, advance: Advance) -> Write | None:

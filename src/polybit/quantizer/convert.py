@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polybit.errors import JobError
 from polybit.fields import check_callback, path_of, replaced
-from polybit.format.files import replacing
+from polybit.format.files import make_folder, replacing
 from polybit.kernels.registry import load_backend
 from polybit.kernels.rounding import choose_rounding
 from polybit.model.device import choose_device, describe
@@ -201,7 +201,7 @@ class Conversion:
         self.job.next_stage()
 
     def write(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         options, shard_bytes = self.options, (self.options.shard_mb or 1 << 30) << 20
         for layer in range(self.num_layers):
             self.errors |= self.job.kept_json(_layer_name("quantize", layer))
@@ -274,6 +274,6 @@ def _layer_name(stage: str, layer: int) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with replacing(target) as temporary:
         shutil.copyfile(source, temporary)

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from polybit.amounts import gigabytes
 from polybit.errors import JobError
-from polybit.format.files import unwritable
+from polybit.format.files import make_folder, unwritable
 from polybit.quantizer.job import Job
 
 WORK_FOLDER = ".polybit-job"
@@ -40,9 +40,9 @@ def _lies_in(inner: Path, outer: Path) -> bool:
 @contextmanager
 def held(work: Path) -> Iterator[None]:
     """Work in a folder, made where it is missing, and keep others out. JobError: another job is at work there."""
+    make_folder(work)
     lock = FileLock(work / LOCK)
     try:
-        work.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise JobError(f"another conversion is at work in {work}; wait for it, or choose another folder") from None
@@ -60,16 +60,25 @@ def held(work: Path) -> Iterator[None]:
 
 def delete_leftovers(work: Path) -> None:
     """Of a job that is not to be continued."""
-    if (work.name == WORK_FOLDER and work.is_dir()) or Job.is_in(work):
+    if (work.name == WORK_FOLDER and work.is_dir()) or _is_a_jobs(work):
         with held(work):
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _is_a_jobs(work: Path) -> bool:
+    try:
+        Job.check(work)
+    except JobError:
+        return False
+    return True
 
 
 def check_empty(work: Path, out: Path) -> None:
     """JobError where something of the user's is in the way."""
     for taken, own in ((work, LOCK), (out, work.name)):
-        if taken.exists() and not taken.is_dir():
-            raise JobError(f"{taken} is a file, expected a new folder's name; give another one")
+        if (taken.exists() or taken.is_symlink()) and not taken.is_dir():
+            what = "a file" if taken.exists() else "a link to nothing"
+            raise JobError(f"{taken} is {what}, expected a new folder's name; give another one")
         found = [path.name for path in sorted(taken.iterdir()) if path.name != own] if taken.exists() else []
         if found:
             raise JobError(
@@ -90,6 +99,8 @@ def check_room(needs: Collection[tuple[Path, float]]) -> None:
     by_disk: dict[int, list[tuple[Path, float]]] = {}
     for folder, num_bytes in needs:
         existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        if not existing.is_dir():
+            raise JobError(f"{existing} is a file, so that {folder} cannot be made; choose another folder")
         if not os.access(existing, os.W_OK):
             raise JobError(f"{existing} may not be written, where {folder} would lie; choose another folder")
         by_disk.setdefault(disk_of(existing), []).append((existing, num_bytes))

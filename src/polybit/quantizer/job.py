@@ -47,13 +47,9 @@ class Job:
         return (folder / "job.json").exists()
 
     @classmethod
-    def is_in(cls, folder: Path) -> bool:
-        """Whether it is a job's, beyond doubt: other programs have a job.json too."""
-        try:
-            _read(folder / "job.json")
-        except JobError:
-            return False
-        return True
+    def check(cls, folder: Path) -> None:
+        """JobError: its job.json is damaged, or another program's."""
+        _read(folder / "job.json")
 
     @classmethod
     def resume(cls, folder: Path, identity: Mapping[str, Any]) -> "Job":

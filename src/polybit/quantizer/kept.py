@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from polybit.errors import JobError
-from polybit.format.files import atomic_write_json, replacing, unwritable
+from polybit.format.files import atomic_write_json, make_folder, replacing, unwritable
 
 SUM = "sha256"
 
@@ -23,7 +23,7 @@ def corrupt(path: Path) -> JobError:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """FormatError where it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     held = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
     try:
         with replacing(path) as temporary:
@@ -47,7 +47,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_json(path: Path, value: Any) -> None:
     """FormatError where it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     atomic_write_json(path, {SUM: sum_of_json(value), "value": value})
 
 

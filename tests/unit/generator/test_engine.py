@@ -263,6 +263,13 @@ class TestBadRequests:
             engine.generate(prompt, GREEDY)
         assert engine.pool.book.num_held == 0
 
+    def test_a_larger_cache_is_advised_where_it_would_help(self, say):
+        for cache_tokens, advised in ((PAGE_TOKENS, True), (2 * PAGE_TOKENS, False)):
+            engine = say("", cache_tokens=cache_tokens)
+            with pytest.raises(RequestError, match="the context holds") as refused:
+                engine.generate("p" * 2 * PAGE_TOKENS)
+            assert ("--cache-tokens" in str(refused.value)) == advised
+
     def test_a_token_that_the_model_has_no_row_for_is_named(self, tmp_path):
         byte_level(write_random_model(tmp_path, {"vocab_size": 259}), chat_template=CHAT)
         engine = load(tmp_path, device="cpu")

@@ -383,6 +383,23 @@ def test_a_second_conversion_in_the_same_folder_is_refused(
     assert contents(result.folder) == contents(done.folder)
 
 
+def test_a_foreign_job_s_folder_is_left_as_it_was(tiny: Path, text: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "job.json").write_text('{"jobs": []}')
+    for resume in (True, False):
+        with pytest.raises(JobError, match=r"job\.json"):
+            convert(tiny, tmp_path / "out", options(text, work_dir=work, resume=resume))
+    assert contents(work) == {"job.json": b'{"jobs": []}'}
+
+
+def test_where_the_measurement_goes_is_looked_at_before_the_work(tiny: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(JobError, match="file is a file"):
+        convert(tiny, tmp_path / "out", options(text, save_measurement=tmp_path / "file" / "m.json"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_job_that_goes_on_writes_over_no_model(
     tiny: Path, text: Path, done: ConvertResult, one_layer_done: Path, tmp_path: Path
 ) -> None:

@@ -92,6 +92,15 @@ class TestLeftovers:
             check_empty(tmp_path, tmp_path / "out")
 
 
+class TestEmpty:
+    def test_files_and_links_to_nothing_are_no_folders(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+        for name, what in (("file", "a file"), ("link", "a link to nothing")):
+            with pytest.raises(JobError, match=f"{name} is {what}, expected a new folder's name"):
+                check_empty(tmp_path / "work", tmp_path / name)
+
+
 class TestRoom:
     @pytest.fixture(autouse=True)
     def disks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +121,11 @@ class TestRoom:
         check_room([(tmp_path / "small" / "w", 6e5)])
         with pytest.raises(JobError, match=r"needs about 1\.2 MB there"):
             check_room([(tmp_path / "small" / "w", 6e5), (tmp_path / "small" / "o", 6e5)])
+
+    def test_a_file_on_the_way_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(JobError, match=r"file is a file, so that .* cannot be made"):
+            check_room([(tmp_path / "file" / "out" / "w", 1)])
 
     def test_both_folders_must_be_writable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / "large")
