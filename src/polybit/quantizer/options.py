@@ -67,7 +67,7 @@ class ConvertResult:
     bits: float  # reached, over the decoder's matrices; 0 where only measuring was asked for
     errors: dict[str, float]
     measurement: Path
-    rounding: str  # "numba" or "torch"
+    rounding: str  # "numba", "triton" or "torch"
     device: str
     seconds: dict[str, float]  # by stage, of this run alone
 
