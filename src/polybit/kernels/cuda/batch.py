@@ -18,7 +18,9 @@ from polybit.kernels.cuda.streamed import Streamed
 from polybit.kernels.cuda.workspace import workspace
 
 LEAST_ROWS, MOST_ROWS = 9, 64
+BLOCKS = 2  # thread blocks of a multiprocessor
 MAX_BLOCKS = 2  # of 32 rows in a chunk
+STATIC_BYTES = 2048  # shared memory that the kernel declares itself, and what the driver keeps
 UNIT_BYTES = 16  # that a Run's source counts in
 TILE_BYTES = 2048 + MAX_BLOCKS * HEADER_BYTES  # of a chunk
 
@@ -27,24 +29,17 @@ TILE_BYTES = 2048 + MAX_BLOCKS * HEADER_BYTES  # of a chunk
 class Form:
     """A build of the kernel, by how many rows it takes."""
 
-    row_tiles: int  # NT, of 8 rows, of a warp
-    split: int  # warps that share a tile of columns
-    warps: int = 8  # of a thread block
-    stages: int = 4
-    blocks: int = 2  # thread blocks of a multiprocessor
-
-    @property
-    def tiles(self) -> int:
-        """Of 64 columns, that a thread block works on side by side."""
-        return self.warps // self.split
+    row_tiles: int  # NT, of 8 rows
+    warps: int  # of a thread block, each with a tile of 64 columns
+    stages: int  # chunks in shared memory
 
     @property
     def most_rows(self) -> int:
-        return 8 * self.row_tiles * self.split
+        return 8 * self.row_tiles
 
     @property
     def stage_bytes(self) -> int:
-        return self.tiles * TILE_BYTES + 64 * self.most_rows * MAX_BLOCKS
+        return self.warps * TILE_BYTES + 64 * self.most_rows * MAX_BLOCKS
 
     @property
     def shared_bytes(self) -> int:
@@ -52,11 +47,11 @@ class Form:
 
     @property
     def build(self) -> Build:
-        macros = {"NT": self.row_tiles, "SPLIT": self.split, "WARPS": self.warps, "STAGES": self.stages}
-        return Build.of("exl2_batch.cu", macros | {"BLOCKS": self.blocks})
+        macros = {"NT": self.row_tiles, "WARPS": self.warps, "STAGES": self.stages, "BLOCKS": BLOCKS}
+        return Build.of("exl2_batch.cu", macros)
 
 
-FORMS = (Form(2, 1), Form(4, 1), Form(4, 2))
+FORMS = (Form(2, warps=8, stages=4), Form(4, warps=8, stages=4), Form(8, warps=4, stages=3))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,23 +83,23 @@ def launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) ->
     )  # fmt: skip
     if len(plan.shared_tiles):
         Kernel.get(form.build, "exl2_add_parts", device).launch(
-            (len(plan.shared_tiles), form.warps, 4), 32 * form.row_tiles, plan.shared_tiles, sums, out, residual, num_rows,
-            out.shape[1], is_float, overlap=True,
+            (len(plan.shared_tiles), form.warps, 4), 32 * form.row_tiles, plan.shared_tiles, sums, out, residual,
+            num_rows, out.shape[1], is_float, overlap=True,
         )  # fmt: skip
 
 
 def form_for(num_rows: int, shared_limit: int) -> Form:
     """As many chunks under way as fit into `shared_limit` bytes."""
     form = next(form for form in FORMS if num_rows <= form.most_rows)
-    return replace(form, stages=min(form.stages, shared_limit // form.stage_bytes))
+    return replace(form, stages=min(form.stages, (shared_limit - STATIC_BYTES) // form.stage_bytes))
 
 
 @cache
 def _plan(form: Form, shapes: tuple[Shape, ...], row_blocks: tuple[int, ...], device: torch.device) -> Plan:
     properties = torch.cuda.get_device_properties(device)
-    together = max(1, min(form.blocks, shared_memory(device.index) // form.shared_bytes))
+    together = max(1, min(BLOCKS, shared_memory(device.index) // form.shared_bytes))
     num_blocks, no_groups = together * properties.multi_processor_count, [0] * len(shapes)
-    schedule = make_schedule(shapes, row_blocks, no_groups, Warps(1, MAX_BLOCKS), num_blocks, form.tiles)
+    schedule = make_schedule(shapes, row_blocks, no_groups, Warps(1, MAX_BLOCKS), num_blocks, form.warps)
     tables = (schedule.runs[:, 0], schedule.tiles, shared_tiles(schedule), matrix_table(shapes))
     runs, tiles, shared, matrices = (torch.from_numpy(table.view(np.int32)).to(device) for table in tables)
     return Plan(len(schedule.runs), runs, tiles, shared, matrices)

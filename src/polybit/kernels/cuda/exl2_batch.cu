@@ -7,19 +7,18 @@
 // memory with the weights, and each has a tile of 64 columns. Thread blocks that work on the same tiles leave their sums in
 // a workspace, and a second launch adds them up, always in the same order.
 //
-// Compile-time: NT (tiles of 8 activation rows that a warp takes), SPLIT (warps that share a tile, each with its own rows
-// of the activations), WARPS (of a thread block), STAGES (chunks in shared memory), BLOCKS (thread blocks a multiprocessor).
+// Compile-time: NT (tiles of 8 activation rows), WARPS (of a thread block), STAGES (chunks in shared memory), BLOCKS
+// (thread blocks of a multiprocessor).
 
 #include "fragments.cuh"
 #include "overlap.cuh"
 #include "tables.cuh"
 
-constexpr int TILES = WARPS / SPLIT;                    // that a thread block works on side by side
-constexpr int MAX_TOKENS = 8 * NT * SPLIT;
+constexpr int MAX_TOKENS = 8 * NT;
 constexpr int MAX_BLOCKS = 2;                           // of 32 rows in a chunk
 constexpr int WEIGHT_BYTES = 2048 + 2 * HEADER_BYTES;   // of a tile in a chunk: at most two groups
 constexpr int INPUT_BYTES = 64 * MAX_TOKENS * MAX_BLOCKS;
-constexpr int SLOT_BYTES = TILES * WEIGHT_BYTES + INPUT_BYTES;
+constexpr int SLOT_BYTES = WARPS * WEIGHT_BYTES + INPUT_BYTES;
 constexpr int LANE_SUMS = 4 * NT;                       // of four numbers
 
 struct Matrix {  // of the launch
@@ -29,9 +28,7 @@ struct Matrix {  // of the launch
     u32 unused;
 };
 
-__device__ __forceinline__ u32 own_tile() { return threadIdx.x / 32 % TILES; }
-__device__ __forceinline__ u32 own_part() { return threadIdx.x / 32 / TILES; }  // of the activation rows
-__device__ __forceinline__ u32 own_token() { return 8 * NT * own_part(); }
+__device__ __forceinline__ u32 own_tile() { return threadIdx.x / 32; }
 
 // ---- chunks on their way to shared memory
 
@@ -123,9 +120,9 @@ struct Feed {
     }
 
     __device__ __forceinline__ void ask_for_weights(u32 at) const {
-        const u32 to = at + own_tile() * WEIGHT_BYTES, first = 16 * (threadIdx.x % 32 + 32 * own_part());
+        const u32 to = at + own_tile() * WEIGHT_BYTES, first = 16 * (threadIdx.x % 32);
 #pragma unroll
-        for (u32 i = 0; i < WEIGHT_BYTES; i += 512 * SPLIT) {
+        for (u32 i = 0; i < WEIGHT_BYTES; i += 512) {
             if (i + first < bytes) copy16(to + i + first, source + i + first);
         }
     }
@@ -137,7 +134,7 @@ struct Feed {
         for (u32 i = threadIdx.x; i < pieces * MAX_BLOCKS; i += 32 * WARPS) {
             const u32 b = i / pieces, piece = i % pieces;
             if (b >= blocks || piece >= 4 * num_tokens) continue;
-            copy16(at + TILES * WEIGHT_BYTES + 16 * i, x + 64ull * num_tokens * (block + b) + 16 * piece);
+            copy16(at + WARPS * WEIGHT_BYTES + 16 * i, x + 64ull * num_tokens * (block + b) + 16 * piece);
         }
     }
 
@@ -229,7 +226,7 @@ __device__ __forceinline__ void take(const Run& run, const u32* maxima, Feed& fe
         for (int g = 0; g < num_groups; ++g) largest[g] = maximum[g];
         const u32 chunk = feed.take();
         u32 at = chunk + own_tile() * WEIGHT_BYTES;
-        u32 x_at = chunk + TILES * WEIGHT_BYTES + 64 * (own_token() + lane / 4) + 16 * (lane % 4);
+        u32 x_at = chunk + WARPS * WEIGHT_BYTES + 64 * (lane / 4) + 16 * (lane % 4);
 #pragma unroll
         for (int g = 0; g < num_groups; ++g) {
             const u32 codes = load1(at + lane / 4 * 4);
@@ -285,12 +282,10 @@ __device__ __forceinline__ void put(
 }
 
 __device__ __forceinline__ u32 column_of(u32 warp, u32 i) {
-    return TILE_COLUMNS * (warp % TILES) + 16 * i + threadIdx.x % 32 / 4;
+    return TILE_COLUMNS * warp + 16 * i + threadIdx.x % 32 / 4;
 }
 
-__device__ __forceinline__ u32 token_of(u32 warp, u32 n) {
-    return 8 * (NT * (warp / TILES) + n) + 2 * (threadIdx.x % 4);
-}
+__device__ __forceinline__ u32 token_of(u32 n) { return 8 * n + 2 * (threadIdx.x % 4); }
 
 // runs [blocks, num_runs], the last of each thread block empty; tiles [blocks, num_tiles] in the order of its runs;
 // maxima [groups]; x from activations.cu, PLAIN; out and residual [num_tokens, out_stride]; workspace [slots][WARPS][LANE_SUMS][32] of
@@ -327,7 +322,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) exl2_batch(
             for (int n = 0; n < NT; ++n) {
                 float (&d)[4] = sums[i][n];
                 const float4 four = {d[0], d[1], d[2], d[3]};
-                if (alone) put(output, *tile, column_of(warp, i), token_of(warp, n), num_tokens, four);
+                if (alone) put(output, *tile, column_of(warp, i), token_of(n), num_tokens, four);
                 else part[(i * NT + n) * 32] = four;
                 d[0] = d[1] = d[2] = d[3] = 0.f;
             }
@@ -353,5 +348,5 @@ extern "C" __global__ void exl2_add_parts(
         sum.x += four.x, sum.y += four.y, sum.z += four.z, sum.w += four.w;
     }
     const Output output = {out, residual, out_stride, out_is_float != 0};
-    put(output, tile, column_of(warp, i), token_of(warp, threadIdx.x / 32), num_tokens, sum);
+    put(output, tile, column_of(warp, i), token_of(threadIdx.x / 32), num_tokens, sum);
 }
