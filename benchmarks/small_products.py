@@ -15,11 +15,11 @@ from polybit.format import exl2
 from polybit.format.exl2 import Exl2Tensor, Group, Layout
 from polybit.kernels import reference
 from polybit.kernels.cuda import matrices, streamed
-from polybit.kernels.cuda.decode import MAX_ROWS, ROWS_AT_ONCE
+from polybit.kernels.cuda.decode import MAX_ROWS
 from polybit.spec import Activation
 
 DEVICE = torch.device("cuda:0")
-ROWS = (1, 8, ROWS_AT_ONCE, MAX_ROWS, MAX_ROWS + 6)  # beyond MAX_ROWS matrices are dequantized
+ROWS = (1, 8, 16, 27, MAX_ROWS, MAX_ROWS + 6)  # beyond MAX_ROWS matrices are dequantized
 MAX_ERROR = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
 WIDTHS = (2, 3, 4, 5, 6, 8)
 MIXTURE = ((8, 32), (6, 64), (5, 32), (4, 96), (3, 64), (2, 288))  # 576 rows

@@ -31,7 +31,7 @@ def random_exl2(groups: list[tuple[int, int]], num_columns: int, random: torch.G
     return exl2.encode(q, codes, scale_max, layout, torch.randperm(layout.in_features, generator=random))
 
 
-@pytest.mark.parametrize("rows", [1, 33, 70])
+@pytest.mark.parametrize("rows", [1, 12, 33, 70])
 @pytest.mark.parametrize("groups", MIXES.values(), ids=MIXES.keys())
 @pytest.mark.parametrize("unpacked", [False, True])
 def test_exl2_matmul(backend, device, dtype, random, rows, groups, unpacked) -> None:
@@ -138,7 +138,7 @@ def test_rows_of_a_wider_matrix_are_multiplied(backend, device, random) -> None:
     assert_close(product, wide[:, :128].cpu().double() @ exl2.dequantize(tensor).double(), "matmul")
 
 
-@pytest.mark.parametrize("rows", [3, 71])
+@pytest.mark.parametrize("rows", [3, 20, 71])
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("groups", [[(4, 576)], [(5, 96), (3, 1280)], [(8, 32), (6, 32), (2, 2016)]], ids=str)
 def test_awkward_sizes(backend, device, random, rows, kind, groups) -> None:

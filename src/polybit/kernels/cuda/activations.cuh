@@ -1,6 +1,7 @@
 // Activations as product.cuh reads them: sorted, group by group brought near one magnitude by a power of two, and those of
 // 2-bit groups divided by the power of two that their slot of the stream carries (see unpack.cuh, Unpack<2>). Bytes, group
 // after group: {start, scale} fp32 of each token, padded to 16; then for each block of 32 rows each token's 32 as fp16.
+// Where PLAIN is 1, as exl2_batch.cu reads them: sorted and rounded to fp16, the blocks alone.
 
 #pragma once
 
@@ -30,11 +31,24 @@ __device__ __forceinline__ float sum_over_group(float x) {
     return over_group(x, [](float a, float b) { return a + b; });
 }
 
+// Four halves of a lane, to the group's blocks [blocks][num_tokens][32].
+__device__ __forceinline__ void store_rows(const u32 (&halves)[4], char* blocks, u32 token, u32 num_tokens) {
+    const u32 lane = group_lane();
+    const uint2 packed = {halves[0] | halves[1] << 16, halves[2] | halves[3] << 16};
+    *reinterpret_cast<uint2*>(blocks + 64 * (lane / 8 * num_tokens + token) + 8 * (lane % 8)) = packed;
+}
+
 // values[i] is sorted row 4 lane + i of the group.
 __device__ __forceinline__ void store_group(
     float (&values)[4], u32 group, u32 token, const InputGroup& shape, char* out, u32 num_tokens
 ) {
     const u32 lane = group_lane(), rows = shape.shape & 0xffff, bits = shape.shape >> 16;
+    char* begin = out + static_cast<u64>(shape.row) * 2 * num_tokens;
+    if constexpr (PLAIN) {
+        const u32 halves[4] = {to_half(values[0]), to_half(values[1]), to_half(values[2]), to_half(values[3])};
+        if (4 * lane < rows) store_rows(halves, begin, token, num_tokens);
+        return;
+    }
     float largest = 0.f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(values[i]));
@@ -59,11 +73,8 @@ __device__ __forceinline__ void store_group(
         }
     }
     const u32 header = (8 * num_tokens + 15) / 16 * 16;
-    char* begin = out + static_cast<u64>(group) * header + static_cast<u64>(shape.row) * 2 * num_tokens;
-    if (4 * lane < rows) {
-        const uint2 packed = {halves[0] | halves[1] << 16, halves[2] | halves[3] << 16};
-        *reinterpret_cast<uint2*>(begin + header + 64 * (lane / 8 * num_tokens + token) + 8 * (lane % 8)) = packed;
-    }
+    begin += static_cast<u64>(group) * header;
+    if (4 * lane < rows) store_rows(halves, begin + header, token, num_tokens);
     start = sum_over_group(start);
     if (lane == 0) reinterpret_cast<float2*>(begin)[token] = {start, down};
 }

@@ -1,4 +1,7 @@
-"""Products of few rows straight from the stream: which build of `exl2_decode` for how many rows, and its launch."""
+"""Products of few rows straight from the stream: which build of `exl2_decode` for how many rows, and its launch.
+
+More than eight rows of fp16 are `batch.py`'s.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,15 +12,16 @@ import torch
 from torch import Tensor
 
 from polybit.errors import KernelError
+from polybit.kernels.cuda import batch
 from polybit.kernels.cuda.compile import Build
 from polybit.kernels.cuda.launch import Argument, Kernel, shared_memory
 from polybit.kernels.cuda.schedule import MAX_TILES, Schedule, Shape, Warps, make_schedule
 from polybit.kernels.cuda.stream import TILE_COLUMNS
 from polybit.kernels.cuda.streamed import Streamed
+from polybit.kernels.cuda.workspace import ROWS_AT_ONCE, workspace
 from polybit.spec import Activation
 
 MAX_ROWS = 64  # more rows are better served by dequantizing
-ROWS_AT_ONCE = 16
 
 WEIGHT_BYTES = 2176  # of a chunk in the ring
 SLOTS = 2  # chunks of a warp's ring
@@ -74,22 +78,18 @@ class Plan:
     tiles: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Workspace:
-    """Where thread blocks leave their parts of tiles; launches on one device follow one another and share it."""
-
-    sums: Tensor  # [places, 16, 64] fp32
-    counters: Tensor  # zero between launches
-
-
-Sort = Callable[[slice], Tensor]  # some rows of the activations -> as the kernel reads them
+Sort = Callable[[slice, bool], Tensor]  # some rows of the activations -> as the kernel reads them; plain: `exl2_batch`
 
 
 def multiply(x: Tensor, matrix: Streamed, residual: Tensor | None = None) -> Tensor:
     """x [T, K], T at most MAX_ROWS -> residual + x W [T, N] in x's dtype, or in the residual's."""
     dtype = x.dtype if residual is None else residual.dtype
     x = _rows_whole(x)
-    return _multiply(len(x), matrix, dtype, residual, lambda rows: _sort("sort_rows", matrix, x[rows], x.stride(0)))
+
+    def sort(rows: slice, plain: bool) -> Tensor:
+        return _sort("sort_rows", plain, matrix, x[rows], x.stride(0))
+
+    return _multiply(len(x), matrix, dtype, residual, sort)
 
 
 def norm_multiply(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Streamed) -> Tensor:
@@ -97,8 +97,10 @@ def norm_multiply(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: 
     x = _rows_whole(x)
     numbers = np.float32(eps), np.float32(offset)
 
-    def sort(rows: slice) -> Tensor:
-        return _sort("norm_sort_rows", matrix, x[rows], x.stride(0), weight, x.shape[1], *numbers, kind=weight.dtype)
+    def sort(rows: slice, plain: bool) -> Tensor:
+        return _sort(
+            "norm_sort_rows", plain, matrix, x[rows], x.stride(0), weight, x.shape[1], *numbers, kind=weight.dtype
+        )
 
     return _multiply(len(x), matrix, matrix.dtype, None, sort)
 
@@ -110,9 +112,9 @@ def gated_multiply(
     gate, up = _rows_whole(gate), _rows_whole(up)
     dtype = gate.dtype if residual is None else residual.dtype
 
-    def sort(rows: slice) -> Tensor:
+    def sort(rows: slice, plain: bool) -> Tensor:
         strides, number = (gate.stride(0), up.stride(0)), ACTIVATIONS.index(activation)
-        return _sort("gated_sort_rows", matrix, gate[rows], strides[0], up[rows], strides[1], number)
+        return _sort("gated_sort_rows", plain, matrix, gate[rows], strides[0], up[rows], strides[1], number)
 
     return _multiply(len(gate), matrix, dtype, residual, sort)
 
@@ -125,9 +127,12 @@ def _multiply(num_rows: int, matrix: Streamed, dtype: torch.dtype, residual: Ten
     out = _outputs(num_rows, matrix, dtype)
     if residual is not None:
         residual = residual.to(out.dtype).contiguous()
+    if batch.serves(matrix, num_rows):
+        batch.launch(sort(slice(num_rows), True), matrix, residual, out)
+        return out.to(dtype)
     for start in range(0, num_rows, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        _launch(sort(rows), matrix, None if residual is None else residual[rows], out[rows])
+        _launch(sort(rows, False), matrix, None if residual is None else residual[rows], out[rows])
     return out.to(dtype)
 
 
@@ -141,7 +146,7 @@ def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -
     num_rows, given, device = out.shape[0], matrix.input, out.device
     form = form_for(num_rows)
     plan = _plan(form, matrix.shapes, given.row_blocks, given.first_groups, device)
-    space = _workspace(device)
+    space = workspace(device)
     Kernel.get(form.build(plan.warps), "exl2_decode", device).launch(
         (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima, x, out, residual,
         space.sums, space.counters, plan.runs.shape[-2], plan.tiles.shape[1], num_rows, out.shape[1],
@@ -149,19 +154,22 @@ def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -
     )  # fmt: skip
 
 
-def _sort(name: str, matrix: Streamed, x: Tensor, *arguments: Argument, kind: torch.dtype = torch.float16) -> Tensor:
+def _sort(
+    name: str, plain: bool, matrix: Streamed, x: Tensor, *arguments: Argument, kind: torch.dtype = torch.float16
+) -> Tensor:
     """The activations that kernel `name` of `activations.cu` makes of x [T, K], sorted for `matrix`."""
     given, num_rows = matrix.input, x.shape[0]
-    out = torch.empty(given.num_bytes(num_rows), dtype=torch.uint8, device=x.device)
-    Kernel.get(activations(x.dtype, kind), name, x.device).launch(
+    num_bytes = given.plain_bytes(num_rows) if plain else given.num_bytes(num_rows)
+    out = torch.empty(num_bytes, dtype=torch.uint8, device=x.device)
+    Kernel.get(activations(x.dtype, kind, plain), name, x.device).launch(
         (-(-given.num_groups // 8), num_rows), 128, given.order, given.groups, out, given.num_groups, num_rows, x,
         *arguments, overlap=True,
     )  # fmt: skip
     return out
 
 
-def activations(dtype: torch.dtype, weight_dtype: torch.dtype) -> Build:
-    return Build.of("activations.cu", {"IN": KINDS[dtype], "WEIGHT": KINDS[weight_dtype]})
+def activations(dtype: torch.dtype, weight_dtype: torch.dtype, plain: bool) -> Build:
+    return Build.of("activations.cu", {"IN": KINDS[dtype], "WEIGHT": KINDS[weight_dtype], "PLAIN": int(plain)})
 
 
 @cache
@@ -171,7 +179,7 @@ def _plan(
 ) -> Plan:  # fmt: skip
     """The fewest thread blocks, and then the most warps, whose rings and sums fit into shared memory."""
     properties = torch.cuda.get_device_properties(device)
-    limit, num_places = _shared_limit(device), len(_workspace(device).counters)
+    limit, num_places = _shared_limit(device), len(workspace(device).counters)
     found = choose(form, shapes, row_blocks, first_groups, properties.multi_processor_count, limit, num_places)
     if found is None:
         raise KernelError(
@@ -209,12 +217,3 @@ def choose(
 def _shared_limit(device: torch.device) -> int:
     """Bytes that a launch may ask for."""
     return shared_memory(device.index) - STATIC_BYTES
-
-
-@cache
-def _workspace(device: torch.device) -> Workspace:
-    slots = 4 * 16 * torch.cuda.get_device_properties(device).multi_processor_count
-    return Workspace(
-        sums=torch.empty(slots, ROWS_AT_ONCE, TILE_COLUMNS, device=device),
-        counters=torch.zeros(slots, dtype=torch.int32, device=device),
-    )

@@ -13,9 +13,6 @@ struct DenseBlock {  // 32 rows of every column
     u32 bits;
 };
 
-__device__ __forceinline__ u32 low_twice(u32 pair) { return __byte_perm(pair, 0, 0x1010); }
-__device__ __forceinline__ u32 high_twice(u32 pair) { return __byte_perm(pair, 0, 0x3232); }
-
 __device__ __forceinline__ u32 scaled(u32 pair, u32 scale) {
     const u32 halves = mul2(pair, scale);
     if constexpr (BFLOAT) return pack_pair<1>(low_half(halves), high_half(halves));

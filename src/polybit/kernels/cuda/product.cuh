@@ -11,7 +11,8 @@
 
 #pragma once
 
-#include "unpack.cuh"
+#include "fragments.cuh"
+#include "tables.cuh"
 
 constexpr int MAX_BLOCKS = NT == 1 ? 4 : 2;             // of 32 rows in a chunk
 constexpr int LANE_TOKENS = ONE ? 1 : 2;               // rows of the result that a lane holds, in each tile of 8
@@ -22,33 +23,8 @@ constexpr int SLOT_BYTES = WEIGHT_BYTES + INPUT_BYTES;
 constexpr int RING_BYTES = SLOTS * SLOT_BYTES;         // a warp's
 constexpr int SUM_STRIDE = TILE_COLUMNS + 4;           // floats a token; the 4 keep lanes on different banks
 
-// Groups of one form that one warp takes one after another, `groups` a chunk.
-struct Run {
-    u32 source;  // 16-byte units from the stream's start
-    u32 shape;   // bits | blocks of a group << 4 | groups << 8 | last of its tile << 15 | chunks << 16
-    u32 group;   // first entry in the table of maxima | first group of the activations << 16
-    u32 block;   // first block of 32 rows | where its sums go << 16
-};
-
-struct Tile {    // what a thread block does to one tile of 64 columns
-    u32 column;  // first of the output
-    u32 sums;    // columns | first of the warps' sums << 16 | how many << 24; 0: no tile
-    u32 slot;    // where the block's sum goes if others work on the tile too
-    u32 parts;   // first slot of the tile << 8 | number of slots; 1: nobody else does
-};
-
-__device__ __forceinline__ u32 run_bits(const Run& run) { return run.shape & 0xf; }
-__device__ __forceinline__ u32 run_blocks(const Run& run) { return run.shape >> 4 & 0xf; }
-__device__ __forceinline__ u32 run_groups(const Run& run) { return run.shape >> 8 & 0x7; }
-__device__ __forceinline__ bool run_ends_tile(const Run& run) { return run.shape >> 15 & 1; }
-__device__ __forceinline__ u32 run_count(const Run& run) { return run.shape >> 16; }
-
 // Bytes that the activations of one group begin with: {start, scale} of each token, padded to 16 (activations.cu).
 __device__ __forceinline__ u32 input_header(u32 num_tokens) { return ONE ? 16 : (8 * num_tokens + 15) / 16 * 16; }
-
-__device__ __forceinline__ u32 shared_address(const void* p) {
-    return static_cast<u32>(__cvta_generic_to_shared(p));
-}
 
 // ---- copies to shared memory: by the copy engine where there is one, else by the lanes
 
@@ -57,16 +33,6 @@ constexpr bool BULK = true;
 #else
 constexpr bool BULK = false;
 #endif
-
-__device__ __forceinline__ void copy16(u32 target, const char* source) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(target), "l"(source));
-#else
-    const uint4 value = *reinterpret_cast<const uint4*>(source);
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};"
-                 :: "r"(target), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w));
-#endif
-}
 
 // `bytes`, a multiple of 16 and at most `limit`, by the whole warp; `barrier` hears of it where the copy engine works.
 template <int limit>
@@ -126,23 +92,6 @@ __device__ __forceinline__ void make_barriers(u32 address) {
     }
     __syncwarp();
 #endif
-}
-
-// ---- loads from shared memory
-
-__device__ __forceinline__ void load4(u32 (&w)[4], u32 address) {
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]) : "r"(address));
-}
-
-__device__ __forceinline__ void load2(u32& a, u32& b, u32 address) {
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(a), "=r"(b) : "r"(address));
-}
-
-__device__ __forceinline__ u32 load1(u32 address) {
-    u32 w;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w) : "r"(address));
-    return w;
 }
 
 // ---- one warp's bytes, in order, chunk by chunk through a ring in shared memory
@@ -226,23 +175,6 @@ struct Ring {
     }
 };
 
-// d = a * b + c: 16 columns by 16 rows of weights, 16 rows by 8 tokens of activations
-__device__ __forceinline__ void multiply(
-    float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, float c0, float c1, float c2, float c3
-) {
-#if __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
-        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c0), "f"(c1), "f"(c2), "f"(c3));
-#else
-    asm("{ .reg .f32 t<4>;\n"
-        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {t0,t1,t2,t3}, {%4,%5}, {%8}, {%10,%11,%12,%13};\n"
-        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%6,%7}, {%9}, {t0,t1,t2,t3}; }"
-        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c0), "f"(c1), "f"(c2), "f"(c3));
-#endif
-}
-
 // ---- one chunk
 
 // What a lane needs to know of a group's activations: those of its tokens in every tile of 8.
@@ -306,22 +238,8 @@ template <int bits, bool first>
 __device__ __forceinline__ void one_block(
     u32 at, const uint4 (&x)[NT], const Inputs& inputs, float (&sums)[4][NT][4]
 ) {
-    const u32 lane = threadIdx.x % 32;
     u32 w[2 * bits];
-    if constexpr (bits < 4) {
-        load4(*reinterpret_cast<u32(*)[4]>(w), at + 16 * lane);
-        if constexpr (bits == 3) load2(w[4], w[5], at + 512 + 8 * lane);
-    } else {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            u32* words = w + half * bits;
-            const u32 from = at + half * 128 * bits;
-            load4(*reinterpret_cast<u32(*)[4]>(words), from + 16 * lane);
-            if constexpr (bits == 5) words[4] = load1(from + 512 + 4 * lane);
-            if constexpr (bits == 6) load2(words[4], words[5], from + 512 + 8 * lane);
-            if constexpr (bits == 8) load4(*reinterpret_cast<u32(*)[4]>(words + 4), from + 512 + 16 * lane);
-        }
-    }
+    load_words<bits>(w, at);
     half_block<bits, 0, first>(w, x, inputs, sums);
     half_block<bits, 1, first>(w + bits, x, inputs, sums);
 }
@@ -441,28 +359,6 @@ struct Warp {
 };
 
 // ---- sums over warps and over blocks
-
-struct Output {
-    void* out;             // [num_tokens, stride], fp32 or fp16
-    const void* residual;  // likewise; null: none
-    u32 stride;
-    bool is_float;
-
-    __device__ __forceinline__ void store(u32 token, u32 column, float sum) const {
-        const u64 place = static_cast<u64>(token) * stride + column;
-        if (is_float) {
-            if (residual != nullptr) sum += static_cast<const float*>(residual)[place];
-            static_cast<float*>(out)[place] = sum;
-        } else {
-            if (residual != nullptr) sum += low_half(static_cast<const u16*>(residual)[place]);
-            static_cast<u16*>(out)[place] = to_half(sum);
-        }
-    }
-};
-
-__device__ __forceinline__ u32 tile_columns(const Tile& tile) { return tile.sums & 0xffff; }
-__device__ __forceinline__ u32 tile_parts(const Tile& tile) { return tile.parts & 0xff; }
-__device__ __forceinline__ u32 tile_first_slot(const Tile& tile) { return tile.parts >> 8; }
 
 // Of a part of a tile: where it is in the workspace [slots, MAX_TOKENS, 64].
 __device__ __forceinline__ u32 part_place(u32 slot, u32 token, u32 column) {

@@ -1,4 +1,4 @@
-"""Who works on what in one launch of `exl2_decode`: bytes over thread blocks, and over their warps.
+"""Who works on what in one launch of `exl2_decode` or `exl2_batch`: bytes over thread blocks, and over their warps.
 
 The tiles of all matrices, one after another, make one line of bytes. Every thread block gets an equal piece of it, and
 each of its warps an equal piece of that, cut between groups; so a warp reads one long run of bytes and seldom changes
@@ -59,7 +59,7 @@ class Warps:
 
 @dataclass(frozen=True)
 class Part:
-    """Groups [first, stop) of a tile."""
+    """Groups [first, stop) of a tile, or of several side by side."""
 
     matrix: int
     tile: int
@@ -69,7 +69,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The tables of `product.cuh`, uint32. B thread blocks."""
+    """The tables of `tables.cuh`, uint32. B thread blocks."""
 
     runs: NDArray[np.uint32]  # [B, warps, runs, 4], the last of each warp empty
     tiles: NDArray[np.uint32]  # [B, tiles, 4]
@@ -85,11 +85,15 @@ class Schedule:
 
 
 def make_schedule(
-    shapes: Sequence[Shape], row_blocks: Sequence[int], input_groups: Sequence[int], warps: Warps, num_blocks: int
-) -> Schedule:
-    """`row_blocks`, `input_groups`: where each matrix's activations begin, in blocks of 32 rows and in groups."""
-    work = _divide(shapes, warps.count, num_blocks)
-    writer = _Tables(shapes, row_blocks, input_groups, warps.max_chunk)
+    shapes: Sequence[Shape], row_blocks: Sequence[int], input_groups: Sequence[int], warps: Warps, num_blocks: int,
+    side_by_side: int = 1,
+) -> Schedule:  # fmt: skip
+    """`row_blocks`, `input_groups`: where each matrix's activations begin, in blocks of 32 rows and in groups.
+
+    `side_by_side`: neighbouring tiles that are worked on together, as one wide tile; a run then is the first's.
+    """
+    work = _divide(shapes, warps.count, num_blocks, side_by_side)
+    writer = _Tables(shapes, row_blocks, input_groups, warps.max_chunk, side_by_side)
     written = [writer.block(rows) for rows in work]
     return Schedule(
         runs=_padded([warp for block in written for warp in block.runs], 1).reshape(
@@ -105,9 +109,9 @@ def make_schedule(
 # ---- dividing
 
 
-def _divide(shapes: Sequence[Shape], num_warps: int, num_blocks: int) -> list[list[list[Part]]]:
+def _divide(shapes: Sequence[Shape], num_warps: int, num_blocks: int, side_by_side: int) -> list[list[list[Part]]]:
     """For each thread block and each of its warps, the parts that it takes."""
-    line = _Line(shapes)
+    line = _Line(shapes, side_by_side)
     ends = line.block_ends(num_blocks)
     divided = list[list[list[Part]]]()
     for start, stop in zip([0.0, *ends[:-1]], ends, strict=True):
@@ -119,10 +123,12 @@ def _divide(shapes: Sequence[Shape], num_warps: int, num_blocks: int) -> list[li
 class _Line:
     """All tiles one after another; places on it are bytes."""
 
-    def __init__(self, shapes: Sequence[Shape]) -> None:
+    def __init__(self, shapes: Sequence[Shape], side_by_side: int) -> None:
         self._shapes = shapes
-        self._tiles = [(m, tile) for m, shape in enumerate(shapes) for tile in range(shape.num_tiles)]
-        self._costs = [shapes[m].layout.tile_bytes for m, _ in self._tiles]
+        wide = [(m, first) for m, shape in enumerate(shapes) for first in range(0, shape.num_tiles, side_by_side)]
+        self._tiles = [(m, first // side_by_side) for m, first in wide]
+        widths = [min(side_by_side, shapes[m].num_tiles - first) for m, first in wide]
+        self._costs = [shapes[m].layout.tile_bytes * width for (m, _), width in zip(wide, widths, strict=True)]
         self._ends = list(accumulate(self._costs))
 
     def block_ends(self, num_blocks: int) -> list[float]:
@@ -183,9 +189,10 @@ class _Block:
 
 class _Tables:
     def __init__(
-        self, shapes: Sequence[Shape], row_blocks: Sequence[int], input_groups: Sequence[int], max_chunk: int
-    ) -> None:
-        self._shapes = shapes
+        self, shapes: Sequence[Shape], row_blocks: Sequence[int], input_groups: Sequence[int], max_chunk: int,
+        side_by_side: int,
+    ) -> None:  # fmt: skip
+        self._shapes, self._side_by_side = shapes, side_by_side
         self._row_blocks, self._input_groups = row_blocks, input_groups
         self._columns = [0, *accumulate(shape.out_features for shape in shapes)]
         self._streams = [0, *accumulate(shape.num_bytes for shape in shapes)]
@@ -201,8 +208,9 @@ class _Tables:
         runs: list[list[Words]] = [[] for _ in warps]
         tiles, used = list[tuple[int, int, int, tuple[int, int]]](), 0
         for (m, tile), taken in sorted(takers.items()):
-            width = min(TILE_COLUMNS, self._shapes[m].out_features - TILE_COLUMNS * tile)
-            tiles.append((self._columns[m] + TILE_COLUMNS * tile, width, used << 16 | len(taken) << 24, (m, tile)))
+            first = TILE_COLUMNS * self._side_by_side * tile
+            width = min(TILE_COLUMNS * self._side_by_side, self._shapes[m].out_features - first)
+            tiles.append((self._columns[m] + first, width, used << 16 | len(taken) << 24, (m, tile)))
             for warp, part in taken:
                 runs[warp] += self._placed(part, used)
                 used += 1
@@ -211,7 +219,7 @@ class _Tables:
 
     def _placed(self, part: Part, sums: int) -> list[Words]:
         m = part.matrix
-        base = self._streams[m] + part.tile * self._shapes[m].layout.tile_bytes
+        base = self._streams[m] + part.tile * self._side_by_side * self._shapes[m].layout.tile_bytes
         placed = [
             (
                 (base + source) // 16,
@@ -265,7 +273,7 @@ def _padded(lists: Sequence[Sequence[Words]], extra: int) -> NDArray[np.uint32]:
 
 
 def _runs(layout: StreamLayout, first: int, stop: int, max_chunk: int) -> Iterator[Words]:
-    """What `product.cuh` calls Run, relative to a tile, to the matrix's groups, and to its rows."""
+    """What `tables.cuh` calls Run, relative to a tile, to the matrix's groups, and to its rows."""
     while first < stop:
         bits, num_blocks = layout.groups[first].form
         end = next((i for i in range(first, stop) if layout.groups[i].form != (bits, num_blocks)), stop)

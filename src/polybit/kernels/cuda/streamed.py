@@ -37,7 +37,11 @@ class SortedInput:
 
     def num_bytes(self, num_tokens: int) -> int:
         """Of the sorted activations, as `activations.cu` lays them out."""
-        return self.num_groups * (-(-num_tokens // 2) * 16) + 2 * self.order.shape[0] * num_tokens
+        return self.num_groups * (-(-num_tokens // 2) * 16) + self.plain_bytes(num_tokens)
+
+    def plain_bytes(self, num_tokens: int) -> int:
+        """Of the same as `exl2_batch` reads them."""
+        return 2 * self.order.shape[0] * num_tokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,9 @@ constexpr u32 MAGIC = 0x64006400;  // half2 of 1024: an integer in its low manti
 
 // ---- arithmetic on half2
 
+__device__ __forceinline__ u32 low_twice(u32 pair) { return __byte_perm(pair, 0, 0x1010); }
+__device__ __forceinline__ u32 high_twice(u32 pair) { return __byte_perm(pair, 0, 0x3232); }
+
 template <u32 mask>
 __device__ __forceinline__ u32 pick(u32 word) {  // (word & mask) | MAGIC
     u32 out;

@@ -16,6 +16,7 @@ layouts = st.lists(groups, min_size=1, max_size=12).map(
 )
 shapes = st.builds(Shape, layouts.map(stream_layout), st.integers(1, 30).map(lambda n: 32 * n))
 warps = st.builds(Warps, st.integers(1, 16), st.sampled_from([2, 4]))
+side_by_side = st.sampled_from([1, 4, 8])
 
 
 @given(layouts)
@@ -30,13 +31,13 @@ def test_a_tile_holds_every_block_once(layout) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(shapes, min_size=1, max_size=3), warps, st.integers(1, 12))
-def test_every_group_of_every_tile_is_taken_once(listed, split, num_blocks) -> None:
-    schedule = make_schedule(listed, [0] * len(listed), [0] * len(listed), split, num_blocks)
+@given(st.lists(shapes, min_size=1, max_size=3), warps, st.integers(1, 12), side_by_side)
+def test_every_group_of_every_tile_is_taken_once(listed, split, num_blocks, together) -> None:
+    schedule = make_schedule(listed, [0] * len(listed), [0] * len(listed), split, num_blocks, together)
     expected = Counter[tuple[int, int]]()
     start = 0
     for shape in listed:
-        for tile in range(shape.num_tiles):
+        for tile in range(0, shape.num_tiles, together):
             base = start + tile * shape.layout.tile_bytes
             for group, place in zip(shape.layout.groups, shape.layout.group_starts, strict=False):
                 expected[base + place, group.num_bytes] += 1
@@ -45,9 +46,9 @@ def test_every_group_of_every_tile_is_taken_once(listed, split, num_blocks) -> N
 
 
 @settings(deadline=None)
-@given(st.lists(shapes, min_size=1, max_size=3), warps, st.integers(1, 12))
-def test_sums_and_slots_have_one_writer_and_one_reader(listed, split, num_blocks) -> None:
-    schedule = make_schedule(listed, [0] * len(listed), [0] * len(listed), split, num_blocks)
+@given(st.lists(shapes, min_size=1, max_size=3), warps, st.integers(1, 12), side_by_side)
+def test_sums_and_slots_have_one_writer_and_one_reader(listed, split, num_blocks, together) -> None:
+    schedule = make_schedule(listed, [0] * len(listed), [0] * len(listed), split, num_blocks, together)
     columns = Counter[int]()
     slots = Counter[int]()
     for runs, tiles in zip(schedule.runs, schedule.tiles, strict=True):
@@ -61,7 +62,7 @@ def test_sums_and_slots_have_one_writer_and_one_reader(listed, split, num_blocks
                 columns[column] += 1
                 slots[slot] += parts & 0xFF > 1
                 assert parts & 0xFF == 1 or parts >> 8 <= slot < (parts >> 8) + (parts & 0xFF)
-    assert sum(columns.values()) >= sum(shape.num_tiles for shape in listed)
+    assert sum(columns.values()) >= sum(-(-shape.num_tiles // together) for shape in listed)
     assert all(count <= 1 for slot, count in slots.items())
     assert sum(slots.values()) == schedule.num_slots
 
