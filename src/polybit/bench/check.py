@@ -16,7 +16,8 @@ from polybit.kernels.protocol import Matrix
 
 Group = tuple[spec.Linear, ...]  # of one input
 
-TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # relative Frobenius error
+# Relative Frobenius error. Kernels need not round weights to fp16 after scaling, as the format's definition does.
+TOLERANCES = {torch.float32: 5e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 MOST_ROWS = 256  # beyond, products of more rows run the same code
 COLUMN_STEP = 4096  # columns that are dequantized at once
 

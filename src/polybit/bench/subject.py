@@ -182,7 +182,9 @@ def _set_up(model: spec.Model, recipe: Recipe, options: LoadOptions, name: str) 
         return int(recipe.stored_bits(linear) / 8 * (1 + PACKED_OVERHEAD))
 
     table = torch.float16.itemsize
-    sizes = footprint(model, held, dtype, table, False, holds_scores=backend is reference, unpacked=unpacked)
+    sizes = footprint(
+        model, held, dtype, table, False, holds_scores=backend.attention is reference.attention, unpacked=unpacked
+    )
     plan = plan_memory(sizes, machine, cache_tokens=0, offload=options.offload, what=name)
     return Setup(plan, sizes, dtype, backend, unpacked)
 

@@ -40,7 +40,7 @@ class Backend(Protocol):
     NAME: str
     NATIVE_OPS: frozenset[str]  # ops of this backend's own; the others are another's
     DEVICES: frozenset[str]  # types of torch devices that it serves
-    READS_PACKED: bool  # products of few rows read the packed words: holding them dequantized would slow them down
+    READS_PACKED: frozenset[str]  # "exl2", "gptq": products of few rows read the words, and are no faster dequantized
 
     def prepare_dense(self, weight: Tensor, device: device, dtype: dtype) -> Matrix:
         """weight [N, K] as checkpoints store it."""

@@ -19,6 +19,8 @@ SPARE_TOKENS = 256  # of the cache, for sequences that fill a batch up
 WORK_BYTES = 7  # for each weight of a packed matrix while it is dequantized
 PACKED_OVERHEAD = 0.01  # what a GPU's own layout adds to packed matrices
 
+QUANTIZED: frozenset[str] = frozenset({"exl2", "gptq"})
+
 HeldBytes = Callable[[spec.Linear], int]
 
 
@@ -128,7 +130,12 @@ def footprint_of(source: ModelSource, dtype: torch.dtype, unpacked: bool, holds_
 
 
 def is_quantized(source: ModelSource) -> bool:
-    return any(is_packed(source, linear) for linear in source.spec.linears)
+    return bool(quantized_kinds(source))
+
+
+def quantized_kinds(source: ModelSource) -> frozenset[str]:
+    """Which of exl2 and gptq there is in it."""
+    return QUANTIZED & {source.checkpoint.kind(linear.key) for linear in source.spec.linears}
 
 
 def held_bytes(source: ModelSource, linear: spec.Linear, dtype: torch.dtype, unpacked: bool) -> int:
@@ -141,7 +148,7 @@ def held_bytes(source: ModelSource, linear: spec.Linear, dtype: torch.dtype, unp
 
 
 def is_packed(source: ModelSource, linear: spec.Linear) -> bool:
-    return source.checkpoint.kind(linear.key) in ("exl2", "gptq")
+    return source.checkpoint.kind(linear.key) in QUANTIZED
 
 
 def _block_bytes(

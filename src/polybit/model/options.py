@@ -27,6 +27,7 @@ class LoadOptions:
     # Hold quantized weights dequantized, which takes more memory, and less time with kernels that do not read packed
     # ones. None: with such kernels, where the weights take at most half of the free memory.
     unpacked: bool | None = None
+    threads: int | None = None  # of the CPU; None: as many as torch would use, at most one for each physical core
     graphs: bool = True  # generate with CUDA graphs where the model can: faster, for some memory
 
     def __post_init__(self) -> None:

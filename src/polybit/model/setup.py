@@ -9,7 +9,7 @@ from polybit.kernels import reference
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import get_backend
 from polybit.model.device import choose_dtype
-from polybit.model.footprint import Footprint, footprint_of, is_quantized
+from polybit.model.footprint import Footprint, footprint_of, is_quantized, quantized_kinds
 from polybit.model.machine import this_machine
 from polybit.model.plan import GIB, Machine, Plan, gib, plan_memory
 from polybit.model.source import ModelSource
@@ -38,7 +38,7 @@ def set_up(source: ModelSource, cache_tokens: int, machine: Machine | None = Non
     device = machine.budgets[0].device
     dtype, backend = choose_dtype(options.dtype, device), get_backend(options.backend, device)
     unpacked = _holds_unpacked(source, dtype, backend, machine) if options.unpacked is None else options.unpacked
-    sizes = footprint_of(source, dtype, unpacked, holds_scores=backend is reference)
+    sizes = footprint_of(source, dtype, unpacked, holds_scores=backend.attention is reference.attention)
     plan = plan_memory(sizes, machine, cache_tokens, options.offload, fewest, str(source.folder))
     return Setup(plan, sizes, dtype, backend, unpacked)
 
@@ -64,7 +64,7 @@ def tell(setup: Setup, source: ModelSource) -> None:
 
 def _holds_unpacked(source: ModelSource, dtype: torch.dtype, backend: Backend, machine: Machine) -> bool:
     """Where packed matrices would be dequantized at each use, and there is room for them."""
-    if backend.READS_PACKED or not is_quantized(source):
+    if quantized_kinds(source) <= backend.READS_PACKED:
         return False
     weights = footprint_of(source, dtype, unpacked=True, holds_scores=False).weights
     return weights <= UNPACK_SHARE * machine.budgets[0].free

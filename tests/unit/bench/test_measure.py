@@ -27,13 +27,16 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
 
 
+CLOSE = 1e-3  # of logits around 1: what comes apart by a rounding is rounded to 16 bits by the next product
+
+
 def test_a_prompt_goes_through_the_model_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = synthetic(tmp_path).build(None)
     tokens = torch.randint(0, 96, (3, 20), generator=torch.Generator().manual_seed(0))  # as Batch draws them
     expected = model.forward(tokens.flatten(), *whole_rows(3, 20, model.device)).view(3, 20, -1)[:, -1]
-    assert torch.allclose(Batch(model, 3, 20).step(), expected, atol=1e-4)
+    assert torch.allclose(Batch(model, 3, 20).step(), expected, atol=CLOSE)
     monkeypatch.setattr(passes, "CHUNK_TOKENS", 6)
-    assert torch.allclose(Batch(model, 3, 20).step(), expected, atol=1e-4)
+    assert torch.allclose(Batch(model, 3, 20).step(), expected, atol=CLOSE)
 
 
 def test_steps_follow_each_other_and_again_starts_over(tmp_path: Path) -> None:

@@ -42,5 +42,5 @@ __all__ = [
 
 NAME = "cuda"
 DEVICES = frozenset({"cuda"})
-READS_PACKED = True
+READS_PACKED = frozenset({"exl2", "gptq"})
 NATIVE_OPS = frozenset({"dequantize", "gated_matmul", "matmul", "norm_matmul"})

@@ -34,7 +34,7 @@ __all__ = [
 
 NAME = "reference"
 DEVICES = frozenset({"cpu", "cuda", "mps"})
-READS_PACKED = False
+READS_PACKED: frozenset[str] = frozenset()
 NATIVE_OPS = frozenset(
     {
         "activate",

@@ -43,7 +43,7 @@ __all__ = [
 
 NAME = "triton"
 DEVICES = frozenset({"cuda", "cpu"} if knobs.runtime.interpret else {"cuda"})
-READS_PACKED = True
+READS_PACKED = frozenset({"exl2", "gptq"})
 NATIVE_OPS = frozenset(
     {
         "activate",

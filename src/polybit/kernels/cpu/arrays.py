@@ -1,0 +1,29 @@
+"""Tensors as the arrays that compiled kernels take, and which tensors they are for.
+
+A call of torch takes some microseconds however little there is to do, and a decode step makes hundreds. These kernels
+serve activations in fp32 of which there are few; what is large is torch's, which uses all cores for it.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float32]
+FEW = 1 << 15  # numbers
+
+
+def is_small(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.numel() <= FEW
+
+
+def array(x: Tensor) -> NDArray[Any]:
+    """Contiguous, so that one compiled kernel serves all."""
+    found: NDArray[Any] = x.contiguous().numpy()
+    return found
+
+
+def floats(x: Tensor) -> Floats:
+    return array(x.float())
