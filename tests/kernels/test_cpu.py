@@ -1,6 +1,9 @@
 """EXL2 products on the CPU: every width and mixture, odd shapes, and what lies around the buffers."""
 
+import ctypes
+import platform
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,11 @@ numba = pytest.importorskip("numba")
 cpu = pytest.importorskip("polybit.kernels.cpu")
 layout = pytest.importorskip("polybit.kernels.cpu.layout")
 matrices = pytest.importorskip("polybit.kernels.cpu.matrices")
+products = pytest.importorskip("polybit.kernels.cpu.products")
+tile_code = pytest.importorskip("polybit.kernels.cpu.tile_code")
+kept = pytest.importorskip("polybit.kernels.cpu.cache")
+llvm = pytest.importorskip("llvmlite.binding")
+ir = pytest.importorskip("llvmlite.ir")
 
 WIDTHS = {str(bits): [(bits, 96), (bits, 32)] for bits in exl2.WIDTHS}
 ODD = {
@@ -142,3 +150,71 @@ def _prepare(tensor: Exl2Tensor) -> Matrix:
 def test_memory_is_that_of_the_file(random) -> None:
     tensor = random_exl2([(4, 64)] * 4 + [(3, 32)] * 24 + [(2, 64)] * 16, 1536, random)
     assert _prepare(tensor).num_bytes < 1.1 * tensor.num_bytes
+
+
+DOTS = {"avx2": ("dot_avx2", "x86_64", "+avx2,+fma"), "anywhere": ("dot_anywhere", "", "")}
+
+
+class TestOtherProcessors:
+    """The code for processors that this one is not: run where it can do what they do, else compiled alone."""
+
+    @pytest.mark.parametrize("rows", [1, 2])
+    @pytest.mark.parametrize(("dot", "architecture", "features"), DOTS.values(), ids=DOTS.keys())
+    def test_products(self, random, dot, architecture, features, rows) -> None:
+        if architecture and platform.machine() != architecture:
+            pytest.skip(f"this is {platform.machine()}")
+        tensor = random_exl2(MIXES["8+6+5+4+3+2"], 64, random)
+        matrix, x = _prepare(tensor), torch.randn(rows, tensor.in_features, generator=random)
+        machine = tile_code.Machine(getattr(tile_code, dot), 4, permutes_16=False)
+        engine = llvm.create_mcjit_compiler(*_compiled(machine, rows, llvm.get_default_triple(), features))
+        multiply = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 9)(engine.get_function_address("tile"))
+        out = _one_tile(multiply, matrix, x.numpy())
+        assert_close(torch.from_numpy(out), x.double() @ unrounded(tensor), "integer matmul, weights unrounded")
+
+    def test_arm_has_dot_products_of_its_own(self) -> None:
+        machine = tile_code.Machine(tile_code.dot_arm, 4, permutes_16=False)
+        module, target = _compiled(machine, 1, "aarch64-unknown-linux-gnu", "+dotprod")
+        assert target.emit_assembly(module).count("\tsdot\t") > 64
+
+
+def _compiled(machine: "tile_code.Machine", rows: int, triple: str, features: str) -> tuple:
+    """A module with the function `tile`, and its target machine."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 9), "tile")
+    builder = ir.IRBuilder(function.append_basic_block())
+    pointers = [builder.inttoptr(each, ir.IntType(8).as_pointer()) for each in function.args]
+    num_runs = builder.trunc(function.args[3], ir.IntType(32))
+    tile_code.Tile(builder, machine, rows, *pointers[:3], *pointers[4:]).emit(num_runs)
+    builder.ret_void()
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    target = llvm.Target.from_triple(triple).create_target_machine(features=features, jit=True)
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    llvm.create_pass_builder(target, options).getModulePassManager().run(
+        parsed, llvm.create_pass_builder(target, options)
+    )
+    return parsed, target
+
+
+def _one_tile(multiply: Callable[..., None], matrix: Matrix, x: np.ndarray) -> np.ndarray:
+    """The product of a matrix of 64 columns, by a function for as many rows as x has."""
+    words, codes, scales, runs, order, _, _ = matrix.arrays
+    rows, width = x.shape
+    taken = np.empty(2 * rows * width, np.int8)
+    sums, x_scales = np.empty(2 * rows * len(runs), np.int32), np.empty(rows * len(runs), np.float32)
+    products.quantize_pass(x, 0, rows, order, runs, taken, sums, x_scales)
+    out = np.full((rows, 64), np.nan, np.float32)
+    arrays = (words, codes, runs, None, scales, taken, sums, x_scales, out)
+    multiply(*(len(runs) if array is None else array.ctypes.data for array in arrays))
+    return out
+
+
+def test_a_folder_that_cannot_be_written_is_named_once(monkeypatch, tmp_path, caplog) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("POLYBIT_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    kept.keep_compiled()
+    assert f"compiled kernels cannot be kept in {tmp_path / 'file'}" in caplog.text
+    assert Path(numba.config.CACHE_DIR).is_dir()

@@ -262,8 +262,15 @@ class _Run:
         return b.sitofp(b.mul(roots, roots), FLOATS)
 
     def _round_to_half(self, values: Value) -> Value:
+        """To the nearest fp16 value, half to even, by arithmetic that every processor has."""
         b = self.tile.b
-        return b.fpext(b.fptrunc(values, ir.VectorType(ir.HalfType(), LANES)), FLOATS)
+        bits = b.bitcast(values, INTS)
+        odd = b.and_(b.lshr(bits, _all(INTS, 13)), _all(INTS, 1))
+        normal = b.and_(b.add(b.add(bits, _all(INTS, 0xFFF)), odd), _all(INTS, -0x2000))
+        subnormal = b.fsub(b.fadd(values, _all(FLOATS, 0.75)), _all(FLOATS, 0.75))  # to a multiple of 2^-24
+        magnitude = b.and_(bits, _all(INTS, 0x7FFFFFFF))
+        is_small = b.icmp_signed("<", magnitude, _all(INTS, 0x38800000))  # 2^-14, the least normal one
+        return b.select(is_small, subnormal, b.bitcast(normal, FLOATS))
 
     def _add(self, y: Value, row: int, scale: Value, high: Value, low: Value) -> None:
         b, tile = self.tile.b, self.tile
