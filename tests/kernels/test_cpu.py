@@ -115,6 +115,13 @@ def test_the_number_of_threads_changes_no_bit(random, rows) -> None:
     assert torch.equal(*products)
 
 
+def test_a_row_is_the_same_alone_and_among_others(random) -> None:
+    tensor = random_exl2(MIXES["8+6+5+4+3+2"], 96, random)
+    matrix, x = _prepare(tensor), torch.randn(13, tensor.in_features, generator=random)
+    together = cpu.matmul(x, matrix)
+    assert all(torch.equal(cpu.matmul(x[i : i + 1], matrix)[0], together[i]) for i in range(13))
+
+
 @pytest.mark.parametrize("rows", [1, 2, 9])
 @pytest.mark.parametrize("groups", (WIDTHS | MIXES).values(), ids=(WIDTHS | MIXES).keys())
 def test_nothing_beyond_the_buffers_counts(random, groups, rows) -> None:
