@@ -9,7 +9,6 @@ printed, some tensors that were read ahead are compared with the file.
 import argparse
 import json
 import platform
-import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from polybit.bench.report import source_commit
 from polybit.format.read_ahead import BUFFER_BYTES, WORKERS, Part, read_ahead
 from polybit.model.device import describe
 from polybit.model.load import build
@@ -59,9 +59,8 @@ def measure(source: ModelSource, repeat: int) -> dict[str, Any]:
         "file_bytes": file_bytes(source),
         "device": describe(device),
         "machine": platform.node(),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "torch": torch.__version__,
+        "commit": source_commit(),
         "seconds": {
             f"read, {WORKERS} threads": fastest(lambda: read_files(source), repeat),
             "read and copied": fastest(lambda: stream(source, device), repeat),
@@ -110,10 +109,11 @@ def stream(source: ModelSource, device: torch.device) -> None:
 
 
 def check(source: ModelSource, device: torch.device) -> None:
-    """AssertionError: what arrives is not what the file holds."""
+    """Ends the program where what arrives is not what the file holds: then nothing that was timed means anything."""
     names = sorted(source.checkpoint.names(), key=source.checkpoint.num_bytes)[-CHECKED:]
     for name, view in zip(names, read_ahead(source.checkpoint, [Part((name,), device) for name in names]), strict=True):
-        assert torch.equal(view.tensor(name).cpu(), source.checkpoint.tensor(name)), name
+        if not torch.equal(view.tensor(name).cpu(), source.checkpoint.tensor(name)):
+            raise SystemExit(f"error: {name} arrives on {device} with other contents than in {source.folder}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ result is wrong gets no time, and the program exits with 1.
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from triton.testing import do_bench
 
+from card import about_this_card
 from polybit.format.exl2 import Exl2Tensor, Group, Layout, encode
 from polybit.kernels import reference
 from polybit.kernels import triton as backend
@@ -147,15 +147,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", help="beginnings of operations' names; all if none")
     names = tuple(parser.parse_args().names)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     reports = []
     for cases in (small_cases(), attention_cases(), matrix_cases()):
         for case in cases:
             if case.name.startswith(names or ""):
                 reports.append(measure(case))
                 print(reports[-1], file=sys.stderr)
-    machine = {"card": torch.cuda.get_device_name(), "torch": torch.__version__, "commit": commit}
-    print(json.dumps({**machine, "ops": reports}, indent=1))
+    print(json.dumps(about_this_card(None) | {"ops": reports}, indent=1))
     sys.exit(any("wrong" in report for report in reports))
 
 

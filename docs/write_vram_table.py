@@ -12,7 +12,7 @@ import torch
 
 from polybit import arch, spec
 from polybit.errors import OutOfMemory
-from polybit.model.footprint import PACKED_OVERHEAD, Footprint, footprint
+from polybit.model.footprint import Footprint, footprint
 from polybit.model.machine import imagined_machine
 from polybit.model.plan import plan_memory
 
@@ -21,6 +21,8 @@ PAGES = (DOCS.parent / "README.md", DOCS / "which-bpw.md")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 CONTEXT = 4096  # tokens of fp16 keys and values
+PACKED_OVERHEAD = 0.003  # what a GPU's own layout adds to packed matrices of few bits
+KEPT_BYTES = 49 << 20  # by the CUDA kernels
 HEAD_BPW = 6.3  # what --head-bits 6 comes to with its scales
 DESKTOP_GIB = 0.25  # of a card that also draws a screen
 CARDS_GIB = (6, 8, 12, 16, 24, 48)
@@ -63,7 +65,9 @@ def sizes(model: spec.Model, bpw: float) -> Footprint:
         bits = HEAD_BPW if linear is model.head.linear else bpw
         return int(linear.in_features * linear.out_features * bits / 8 * (1 + PACKED_OVERHEAD))
 
-    return footprint(model, held, torch.float16, table_itemsize=2, head_is_table=False, holds_scores=False)
+    return footprint(
+        model, held, torch.float16, table_itemsize=2, head_is_table=False, holds_scores=False, kept=KEPT_BYTES
+    )
 
 
 def fits(model: spec.Model, bpw: float, card_gib: int) -> bool:

@@ -1,4 +1,4 @@
-"""Caches: the K/V pool that a generator works in."""
+"""Caches: the K/V pool that a generator works in, by the bits that it holds of keys and values."""
 
 from typing import Any
 
@@ -6,10 +6,13 @@ from exllamav2.model import ExLlamaV2
 from exllamav2.refusal import refuse
 from polybit.cache import PAGE_TOKENS, KVPool, pages_for
 from polybit.errors import RequestError
+from polybit.kernels.pages import FULL, KVBits
 
 
 class ExLlamaV2Cache:
     """Room for batch_size sequences of max_seq_len tokens (the config's where -1), in the model's activation type."""
+
+    bits = FULL
 
     def __init__(
         self,
@@ -45,7 +48,7 @@ class ExLlamaV2Cache:
     def allocate(self) -> None:
         """Take the memory. Raises RequestError before the model is loaded, OutOfMemory where there is not enough."""
         model = self.model.inner
-        self._pool = KVPool(model.spec, self.num_tokens, model.dtype, model.block_devices, model.backend)
+        self._pool = KVPool(model.spec, self.num_tokens, model.dtype, model.block_devices, model.backend, self.bits)
 
     @property
     def num_tokens(self) -> int:
@@ -57,23 +60,35 @@ class ExLlamaV2Cache:
         return list(self.pool.device_bytes.values())
 
 
-class _Refused:
-    """A cache that polybit does not have yet."""
+class ExLlamaV2Cache_Q4(ExLlamaV2Cache):
+    """4.5 bits a number: keys and values of 4 bits, with their scales."""
+
+    bits = KVBits(4, 4)
+
+
+class ExLlamaV2Cache_Q6(ExLlamaV2Cache):
+    """6.5 bits a number: keys of 8 bits, values of 4."""
+
+    bits = KVBits(8, 4)
+
+
+class ExLlamaV2Cache_Q8(ExLlamaV2Cache):
+    """8.5 bits a number: keys and values of 8 bits."""
+
+    bits = KVBits(8, 8)
+
+
+class ExLlamaV2Cache_8bit:
+    """FP8 by cutting halves in two, which the original's dynamic generator does not take either."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise RequestError(f"{type(self).__name__} is not supported by polybit yet; use ExLlamaV2Cache")
+        raise RequestError(
+            "ExLlamaV2Cache_8bit is not supported by polybit; use ExLlamaV2Cache_Q8, which is as small and more precise"
+        )
 
 
-class ExLlamaV2Cache_8bit(_Refused): ...
+class ExLlamaV2Cache_TP:
+    """Refused: there is no tensor parallelism yet."""
 
-
-class ExLlamaV2Cache_Q4(_Refused): ...
-
-
-class ExLlamaV2Cache_Q6(_Refused): ...
-
-
-class ExLlamaV2Cache_Q8(_Refused): ...
-
-
-class ExLlamaV2Cache_TP(_Refused): ...
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise RequestError("ExLlamaV2Cache_TP is not supported by polybit yet; use ExLlamaV2Cache")

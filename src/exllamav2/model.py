@@ -71,7 +71,7 @@ class ExLlamaV2:
         reserve_vram: bytes to leave free on each. `last_id_only` gives the same text either way.
         """
         refuse("ExLlamaV2.load_autosplit", callback_gen=callback_gen)
-        options = self.config.load_options()
+        options = replace(self.config.load_options(), cache=str(cache.bits))
         reserves = reserve_vram if isinstance(reserve_vram, list) else [reserve_vram or 0]
         machine = without(this_machine(options), reserves)
         self._load(options, cache.num_tokens, machine, callback, progress)

@@ -27,6 +27,7 @@ from polybit.errors import (
 )
 from polybit.generator import Completion, Engine, SamplingParams, Stream, load
 from polybit.model.options import LoadOptions
+from polybit.progress import progress_bar
 from polybit.quantizer.convert import ConvertOptions, ConvertProgress, ConvertResult, convert
 from polybit.version import __version__
 
@@ -51,4 +52,5 @@ __all__ = [
     "__version__",
     "convert",
     "load",
+    "progress_bar",
 ]

@@ -1,4 +1,4 @@
-"""The two environment variables that polybit reads. Everything else is an argument."""
+"""The two environment variables that polybit reads, and the folders of the platform. Everything else is an argument."""
 
 import os
 from pathlib import Path
@@ -11,6 +11,12 @@ def cache_dir() -> Path:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "polybit"
+
+
+def data_dir() -> Path:
+    """Folder for what users keep: polybit's own in the platform's user data (XDG on Linux)."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".local" / "share") / "polybit"
 
 
 def device() -> str | None:

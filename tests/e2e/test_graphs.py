@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from closeness import assert_close
+from packed_model import matrices_of, pack_model
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.generator import Engine
 from polybit.generator.graphs import cuda_capture, obstacle
+from polybit.generator.scheduler import Part
+from polybit.generator.sequence import Sequence
 from polybit.model.load import load
 from polybit.model.model import Model
 from polybit.model.options import LoadOptions
@@ -72,3 +76,29 @@ def test_longer_contexts_elsewhere_leave_a_graph_its_rope_tables(model: Model, f
     junk = [torch.full((1 << 14,), math.nan, device=model.device) for _ in range(200)]  # where a table was let go
     assert say(short) == expected
     del junk
+
+
+def next_logits(bench: Bench, sequences: list[Sequence]) -> torch.Tensor:
+    """[S, V] after the last token of each."""
+    parts = tuple(Part(sequence, 1) for sequence in sequences)
+    for part in parts:
+        part.sequence.extend(bench.pool.book, part.stop)
+    return bench.runner.forward(parts).clone()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, len(LENGTHS)])
+def test_matrices_that_kernels_stream_give_the_logits_of_eager_steps(tmp_path: Path, count: int) -> None:
+    """In half precision, where two ways to divide attention round differently: logits, not tokens, are compared."""
+    streamed = pytest.importorskip("polybit.kernels.cuda.streamed")
+    config = {"vocab_size": VOCABULARY, "max_position_embeddings": 8192}
+    folder = byte_level(pack_model(write_random_model(tmp_path, config)))
+    model = load(open_model(folder, LoadOptions(device="cuda", dtype="float16", unpacked=False)))
+    assert {type(matrix) for matrix in matrices_of(model)} == {streamed.Streamed}
+    benches = [Bench(model, folder, capture) for capture in (None, cuda_capture(model.device))]
+    batches = [[bench.begin(length, i) for i, length in enumerate(LENGTHS[:count])] for bench in benches]
+    for _ in range(12):
+        eager, captured = (next_logits(bench, sequences) for bench, sequences in zip(benches, batches, strict=True))
+        assert_close(captured.half(), eager, "model")
+        for sequences in batches:
+            for sequence, token in zip(sequences, eager[:, :256].argmax(-1).tolist(), strict=True):
+                sequence.accept(token)

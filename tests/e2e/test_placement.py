@@ -9,6 +9,7 @@ from torch import Tensor
 
 import polybit
 from closeness import assert_close
+from packed_model import matrices_of, pack_model
 from polybit.format import read_ahead as reading
 from polybit.format.checkpoint import Checkpoint
 from polybit.format.read_ahead import Part, read_ahead
@@ -38,6 +39,16 @@ def source(tmp_path: Path) -> ModelSource:
     return open_model(byte_level(folder), LoadOptions(device="cuda", dtype="float32", unpacked=True))
 
 
+@pytest.fixture
+def streamed(tmp_path: Path) -> ModelSource:
+    """All matrices packed, as CUDA's kernels hold them."""
+    kind = pytest.importorskip("polybit.kernels.cuda.streamed").Streamed
+    folder = pack_model(write_random_model(tmp_path, {"num_hidden_layers": LAYERS, "vocab_size": 288}))
+    source = open_model(byte_level(folder), LoadOptions(device="cuda", dtype="float16", unpacked=False))
+    assert {type(matrix) for matrix in matrices_of(load(source))} == {kind}
+    return source
+
+
 def logits(model: Model) -> Tensor:
     tokens = torch.arange(90, device=model.device)
     return model.forward(tokens, *whole_rows(3, 30, model.device)).cpu()
@@ -49,6 +60,16 @@ def test_layers_in_ram_say_the_same_pass_after_pass(source: ModelSource, count: 
     model = build(source, replace(setup, plan=replace(setup.plan, offloaded=range(LAYERS - count, LAYERS))))
     for _ in range(5):
         assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("count", [1, LAYERS])
+def test_layers_in_ram_stream_the_same_bits_pass_after_pass(streamed: ModelSource, count: int) -> None:
+    """Beside layers on the GPU only nearly: those multiply matrices of one input together."""
+    expected, setup = logits(load(streamed)), set_up(streamed, 0)
+    model = build(streamed, replace(setup, plan=replace(setup.plan, offloaded=range(LAYERS - count, LAYERS))))
+    first = logits(model)
+    assert_close(first.half(), expected, "model")
+    assert all(torch.equal(logits(model), first) for _ in range(4))
 
 
 @several
@@ -113,8 +134,10 @@ def test_tensors_read_ahead_arrive_whole(source: ModelSource, monkeypatch: pytes
             assert torch.equal(view.tensor(name).cpu(), checkpoint.tensor(name))
 
 
-def test_a_plan_is_kept(source: ModelSource) -> None:
+@pytest.mark.parametrize("kind", ["source", "streamed"])
+def test_a_plan_is_kept(kind: str, request: pytest.FixtureRequest) -> None:
     """What is allocated is no more than what was planned."""
+    source: ModelSource = request.getfixturevalue(kind)
     setup = set_up(source, 256)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -18,6 +18,8 @@ from triton.runtime.jit import JITFunction
 from polybit.format.exl2 import Exl2Tensor, Group, Layout, encode
 from polybit.format.gptq import GptqTensor
 from polybit.kernels import triton as backend
+from polybit.kernels.pages import new_pages
+from polybit.kernels.protocol import HeadNorm, Rotation
 from polybit.spec import Activation
 
 SHARED = {80: 163 << 10, 90: 227 << 10}  # bytes of shared memory that a program may have
@@ -66,20 +68,45 @@ def small_ops() -> None:
     for interleaved in (False, True):
         backend.rope(q, k, torch.arange(4), torch.zeros(9, 32), torch.zeros(9, 32), interleaved)
     backend.write_kv(k, k, pages, pages, torch.arange(4))
+    for bits in (4, 8):
+        backend.write_kv(k, k, pages, new_pages(pages.shape, bits, torch.float16, CPU), torch.arange(4))
     backend.embedding(torch.arange(4), x, 1.0)
 
 
 def attention() -> None:
-    for queries, dim, page, window, softcap in (
-        (1, 128, 256, None, None),
-        (8, 128, 256, None, None),
-        (2048, 128, 256, None, None),
-        (1, 80, 100, 4096, None),
-        (2048, 256, 256, 1024, 50.0),
+    for queries, dim, page, window, softcap, bits in (
+        (1, 128, 256, None, None, 16),
+        (8, 128, 256, None, None, 16),
+        (2048, 128, 256, None, None, 16),
+        (1, 80, 100, 4096, None, 16),
+        (2048, 256, 256, 1024, 50.0, 16),
+        (8, 128, 256, None, None, 4),
+        (2048, 80, 100, 1024, 50.0, 8),
+        (2048, 256, 256, None, None, 4),
     ):
-        q, pages = torch.zeros(8, 32, dim).half(), torch.zeros(2, page, 8, dim).half()
+        q = torch.zeros(8, 32, dim).half()
         table, ones = torch.zeros(1, 2, dtype=torch.int32), torch.ones(2, dtype=torch.int32)
+        pages = new_pages((2, page, 8, dim), bits, torch.float16, CPU)
         backend.attention(q, pages, pages, table, ones, ones[:1], queries, 0.1, window, softcap)
+
+
+def decode_attention() -> None:
+    length, table = torch.ones(1, dtype=torch.int32), torch.zeros(1, 2, dtype=torch.int32)
+    for dtype, heads, dim, page, normed, interleaved, window, softcap, bits in (
+        (torch.float16, (64, 8), 128, 256, False, False, None, None, 16),
+        (torch.float16, (8, 4), 256, 256, True, False, 1024, 50.0, 16),
+        (torch.float16, (48, 1), 80, 100, False, True, None, None, 16),
+        (torch.float32, (4, 4), 64, 256, False, False, None, None, 16),
+        (torch.float16, (64, 8), 128, 256, False, False, None, None, 4),
+        (torch.float16, (48, 1), 80, 100, True, True, 1024, 50.0, 8),
+        (torch.float32, (4, 4), 64, 256, False, False, None, None, 4),
+    ):
+        q, k = (torch.zeros(1, count, dim, dtype=dtype) for count in heads)
+        norm = HeadNorm(torch.ones(dim, dtype=dtype), 1e-6, 0.0) if normed else None
+        rotation = Rotation(torch.zeros(9, 32), torch.zeros(9, 32), interleaved)
+        pages = new_pages((2, page, heads[1], dim), bits, dtype, CPU)
+        given = (q, k, k, pages, pages, table, length)
+        backend.decode_attention(*given, norm, norm, rotation, 0.1, window, softcap)
 
 
 def exl2_tensor() -> Exl2Tensor:
@@ -106,6 +133,8 @@ if __name__ == "__main__":
     architecture = int(sys.argv[1])
     JITFunction.run = compile_for(GPUTarget("cuda", architecture, 32))
     sys.modules["polybit.kernels.triton.attention"].shared_bytes = lambda device: SHARED[architecture]
+    sys.modules["polybit.kernels.triton.decode_attention"].can_overlap = lambda device: architecture >= 90
     small_ops()
     attention()
+    decode_attention()
     matrices()

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
 
 from closeness import assert_close
+from kernels.definitions import one_query, paged
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ CASES = {
     "many keys": Case(((1, 700), (1, 3)), page=256),
     "many keys, several queries": Case(((3, 420), (1, 129), (2, 0)), page=64),
     "prompt": Case(((70, 0), (1, 60), (33, 40)), heads=(2, 1), page=64),
+    "equal lengths": Case(((6, 3),) * 3 + ((1, 8), (1, 8), (6, 3)), window=7),
+    "many of equal lengths": Case(((1, 999),) * 9, page=250),
+    "equal prompts": Case(((90, 0),) * 4, heads=(6, 2), page=90, softcap=4.0),
     "head of 80": Case(((2, 11),), heads=(2, 1), dim=80),
     "head of 192": Case(((1, 40),), heads=(2, 1), dim=192, page=64),
     "head of 256": Case(((3, 17),), heads=(2, 1), dim=256),
@@ -73,7 +76,7 @@ def _check(backend, device, dtype, random, case: Case) -> None:
     keys = [torch.randn(n, num_kv_heads, case.dim, generator=random).to(dtype) for n in lengths]
     values = [torch.randn(n, num_kv_heads, case.dim, generator=random).to(dtype) for n in lengths]
     queries = [torch.randn(n, num_heads, case.dim, generator=random).to(dtype) for n, _ in case.sequences]
-    k_pages, v_pages, table = _page(keys, values, case.page, random)
+    k_pages, v_pages, table = paged(keys, values, case.page, random)
     scale = 1 / math.sqrt(case.dim)
     actual = backend.attention(
         torch.cat(queries).to(device),
@@ -92,33 +95,6 @@ def _check(backend, device, dtype, random, case: Case) -> None:
         old = k.shape[0] - q.shape[0]
         for i in range(q.shape[0]):
             visible = slice(0 if case.window is None else max(0, old + i + 1 - case.window), old + i + 1)
-            expected.append(_one_query(q[i].double(), k[visible].double(), v[visible].double(), scale, case.softcap))
+            expected.append(one_query(q[i].double(), k[visible].double(), v[visible].double(), scale, case.softcap))
     assert actual.dtype == dtype
     assert_close(actual, torch.stack(expected), "attention")
-
-
-def _one_query(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """q [Hq, D]; k, v [n, Hkv, D], all of them visible."""
-    group = q.shape[0] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    logits = torch.einsum("hd,nhd->hn", q, k) * scale
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return torch.einsum("hn,nhd->hd", logits.softmax(-1), v)
-
-
-def _page(keys: list[Tensor], values: list[Tensor], page: int, random: torch.Generator) -> tuple[Tensor, ...]:
-    """Scatter sequences over shuffled pages; what no token fills stays NaN. -> k_pages, v_pages, page table"""
-    counts = [-(-k.shape[0] // page) for k in keys]
-    order = torch.randperm(sum(counts), generator=random)
-    k_pages = torch.full((sum(counts), page, *keys[0].shape[1:]), math.nan, dtype=keys[0].dtype)
-    v_pages = k_pages.clone()
-    table = torch.zeros(len(keys), max(counts), dtype=torch.int32)
-    taken = 0
-    for s, (k, v, count) in enumerate(zip(keys, values, counts, strict=True)):
-        table[s, :count] = order[taken : taken + count]
-        for row in range(k.shape[0]):
-            k_pages[table[s, row // page], row % page] = k[row]
-            v_pages[table[s, row // page], row % page] = v[row]
-        taken += count
-    return k_pages, v_pages, table

@@ -1,5 +1,7 @@
 """CUDA C++ compiles for every supported card, on any machine with NVRTC."""
 
+import struct
+
 import pytest
 import torch
 
@@ -8,27 +10,59 @@ pytest.importorskip("triton")
 
 from polybit.errors import KernelError
 from polybit.kernels.cuda import compile as compiling
+from polybit.kernels.cuda import gather
 from polybit.kernels.cuda.compile import Build, compile_cubin
-from polybit.kernels.cuda.decode import KINDS, activations, form_for
+from polybit.kernels.cuda.decode import KINDS, ROWS_AT_ONCE, STATIC_BYTES, activations, form_for
+from polybit.kernels.cuda.streamed import DENSE, HALF
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+FORMS = tuple(dict.fromkeys(form_for(rows) for rows in range(1, ROWS_AT_ONCE + 1)))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_products_of_one_row(architecture) -> None:
-    assert len(compile_cubin(form_for(1).build(16, out_float=False), architecture)) > 1000
+    assert shared_bytes(compile_cubin(FORMS[0].build(FORMS[0].most_warps), architecture), "exl2_decode") <= STATIC_BYTES
 
 
-@pytest.mark.parametrize("rows", [2, 9])
+@pytest.mark.parametrize("form", FORMS[1:], ids=lambda form: f"{form.most_rows} rows")
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])  # the oldest instructions, and the newest
+def test_products_of_several_rows(architecture, form) -> None:
+    assert shared_bytes(compile_cubin(form.build(form.most_warps), architecture), "exl2_decode") <= STATIC_BYTES
+
+
+def shared_bytes(cubin: bytes, kernel: str) -> int:
+    """What a kernel declares, and what is kept for the driver: the size of its section in the ELF file."""
+    (sections,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<3H", cubin, 0x3A)
+    headers = [struct.unpack_from("<2I4Q2I2Q", cubin, sections + size * i) for i in range(count)]
+    start = headers[names][4]
+    found = {cubin[start + header[0] :].split(b"\0", 1)[0].decode(): header[5] for header in headers}
+    return found[f".nv.shared.{kernel}"]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.most_rows} rows")
+def test_products_on_cards_with_little_shared_memory(form) -> None:
+    """Fewer warps, for each of which the compiler has more registers."""
+    assert len(compile_cubin(form.build(2), "sm_75")) > 1000
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_that_is_around_products(architecture) -> None:
+    half = torch.float16
+    builds = [Build("exl2_stream.cu"), activations(half, half), DENSE[half], gather.build(half, half, half, 1)]
+    assert all(len(compile_cubin(build, architecture)) > 1000 for build in builds)
+
+
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
-def test_products_of_several_rows(architecture, rows) -> None:
-    form = form_for(rows)
-    assert len(compile_cubin(form.build(form.most_warps, out_float=True), architecture)) > 1000
+def test_activations_of_every_type(architecture) -> None:
+    builds = [activations(kind, torch.bfloat16) for kind in KINDS]
+    assert all(len(compile_cubin(build, architecture)) > 1000 for build in builds)
 
 
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_120"])
-def test_streams_and_activations(architecture) -> None:
-    builds = [Build("exl2_stream.cu"), *(activations(kind, torch.bfloat16) for kind in KINDS)]
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
+@pytest.mark.parametrize("dtype", HALF)
+def test_prompts(architecture, dtype) -> None:
+    builds = [DENSE[dtype], gather.build(torch.float32, dtype, dtype, 2), gather.build(dtype, dtype, dtype, 1)]
     assert all(len(compile_cubin(build, architecture)) > 1000 for build in builds)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from closeness import assert_close
+from kernels.definitions import turned
 from polybit.kernels import reference
 from polybit.spec import Activation
 
@@ -91,10 +92,10 @@ def test_rope_is_a_complex_rotation(backend, device, dtype, random, interleaved,
     heads = [_randn((6, num_heads, head_dim), dtype, random, device) for num_heads in (5, 2)]
     angles = torch.rand(40, rotated // 2, generator=random, dtype=torch.float64).to(device) * 100
     positions = torch.tensor([3, 0, 39, 3, 17, 8], device=device)
-    turned = backend.rope(*heads, positions, angles.cos().float(), angles.sin().float(), interleaved)
-    for x, actual in zip(heads, turned, strict=True):
+    found = backend.rope(*heads, positions, angles.cos().float(), angles.sin().float(), interleaved)
+    for x, actual in zip(heads, found, strict=True):
         assert actual.dtype == dtype
-        assert_close(actual, _turned(x.double(), angles[positions], interleaved))
+        assert_close(actual, turned(x.double(), angles[positions], interleaved))
 
 
 def test_columns_of_a_wider_matrix_are_turned_and_written(backend, device, random) -> None:
@@ -103,26 +104,13 @@ def test_columns_of_a_wider_matrix_are_turned_and_written(backend, device, rando
     q, k = wide[:, :96].view(3, 6, 16), wide[:, 100:132].view(3, 2, 16)
     angles = torch.rand(3, 8, generator=random, dtype=torch.float64).to(device)
     positions = torch.arange(3, device=device)
-    turned = backend.rope(q, k, positions, angles.cos().float(), angles.sin().float(), False)
-    for x, actual in zip((q, k), turned, strict=True):
-        assert_close(actual, _turned(x.double(), angles, False))
+    found = backend.rope(q, k, positions, angles.cos().float(), angles.sin().float(), False)
+    for x, actual in zip((q, k), found, strict=True):
+        assert_close(actual, turned(x.double(), angles, False))
     pages = [torch.zeros(1, 3, 2, 16, device=device) for _ in range(2)]
     backend.write_kv(k, q[:, :2], *pages, positions)
     assert torch.equal(pages[0][0], k)
     assert torch.equal(pages[1][0], q[:, :2])
-
-
-def _turned(x: Tensor, angle: Tensor, interleaved: bool) -> Tensor:
-    """x [T, H, D] by angle [T, dim/2]; all in float64."""
-    half = angle.shape[1]
-    if interleaved:
-        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
-    else:
-        first, second = slice(0, half), slice(half, 2 * half)
-    turned = torch.complex(x[..., first], x[..., second]) * torch.exp(1j * angle)[:, None]
-    out = x.clone()
-    out[..., first], out[..., second] = turned.real, turned.imag
-    return out
 
 
 @pytest.mark.parametrize("page_dtype", [torch.float32, torch.float16])

@@ -63,6 +63,13 @@ def test_packed_matrices_stay_small(backend, device, random) -> None:
     assert (packed.in_features, packed.out_features) == (unpacked.in_features, unpacked.out_features) == (96, 256)
 
 
+@pytest.mark.parametrize("groups", MIXES.values(), ids=MIXES.keys())
+def test_a_plan_knows_what_a_packed_matrix_takes(backend, device, dtype, random, groups) -> None:
+    tensor = random_exl2(groups, 160, random)
+    packed = backend.prepare_exl2(tensor, 1.0, device, dtype, False)
+    assert backend.exl2_bytes(tensor.layout, tensor.out_features, dtype) == packed.num_bytes
+
+
 @pytest.mark.parametrize("rows", [2, 70])
 def test_wide_matrices_are_dequantized_in_parts(backend, device, random, monkeypatch, rows) -> None:
     monkeypatch.setattr(matrices, "MAX_WORK_WEIGHTS", 96 * 64)
@@ -135,6 +142,18 @@ def test_rows_of_a_wider_matrix_are_multiplied(backend, device, random) -> None:
     matrix = backend.prepare_exl2(tensor, 1.0, device, torch.float32, False)
     product = backend.matmul(wide[:, :128], matrix)
     assert_close(product, wide[:, :128].cpu().double() @ exl2.dequantize(tensor).double(), product_of(backend))
+
+
+@pytest.mark.parametrize("rows", [3, 71])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("groups", [[(4, 576)], [(5, 96), (3, 1280)], [(8, 32), (6, 32), (2, 2016)]], ids=str)
+def test_awkward_sizes(backend, device, random, rows, kind, groups) -> None:
+    tensor = random_exl2(groups, 224, random)
+    matrix = backend.prepare_exl2(tensor, 1.0, device, kind, False)
+    expected = exl2.dequantize(tensor).to(kind)
+    x = torch.randn(rows, tensor.in_features + 1, generator=random).to(kind)[:, 1:]  # rows that begin anywhere
+    assert torch.equal(backend.dequantize(matrix).cpu(), expected)
+    assert_close(backend.matmul(x.to(device), matrix), x.double() @ expected.double(), "matmul")
 
 
 def test_dense_matmul(backend, device, dtype, random) -> None:

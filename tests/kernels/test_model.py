@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from closeness import assert_close
+from packed_model import matrices_of, pack_model
+from polybit import generator
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.modules.step import Step, whole_rows
 from random_model import write_random_model
+from unit.text.folders import byte_level
 
 
 def test_a_model_agrees_with_the_reference(backend, device, tmp_path) -> None:
@@ -22,10 +25,74 @@ def test_a_model_agrees_with_the_reference(backend, device, tmp_path) -> None:
     assert_close(logits[1], logits[0], "model")
 
 
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 24, "attention_bias": False}
+COHERE = {
+    "architectures": ["CohereForCausalLM"],
+    "model_type": "cohere",
+    "use_qk_norm": True,
+    "layer_norm_eps": 1e-5,
+    "logit_scale": 0.5,
+    "tie_word_embeddings": True,
+}
+
+
 @pytest.mark.gpu
-def test_a_captured_step_is_replayed_at_other_lengths(tmp_path) -> None:
+@pytest.mark.parametrize("name", ["q4", "q6"])
+def test_a_quantized_cache_on_a_card_gives_the_references_text(tmp_path, name) -> None:
+    """Through captured steps, with a prompt in chunks."""
+    folder = byte_level(write_random_model(tmp_path, {"vocab_size": 272, "head_dim": 64}))
+    options = {"dtype": "float32", "cache": name}
+    texts = [
+        generator.load(folder, device=device, **options).generate("some prompt" * 30, temperature=0, max_tokens=24).text
+        for device in ("cpu", "cuda")
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("config", [{}, QWEN3, COHERE], ids=["no norms", "norms of heads", "other norms of heads"])
+def test_one_token_at_a_time_agrees_with_all_at_once(backend, device, tmp_path, config) -> None:
+    options = LoadOptions(device=str(device), dtype="float32", backend=backend.NAME)
+    model = load(open_model(write_random_model(tmp_path, config), options))
+    texts = torch.randint(0, 96, (2, 5), generator=torch.Generator().manual_seed(0)).to(device)
+    pool = KVPool(model.spec, 2 * PAGE_TOKENS, model.dtype, device, backend)
+    first_slots = torch.tensor([0, PAGE_TOKENS], device=device)
+    found = []
+    for position in range(texts.shape[1]):
+        step = Step(
+            positions=torch.full((2,), position, device=device),
+            slots=first_slots + position,
+            page_table=torch.tensor([[0], [1]], dtype=torch.int32, device=device),
+            query_starts=torch.tensor([0, 1, 2], dtype=torch.int32, device=device),
+            lengths=torch.full((2,), position + 1, dtype=torch.int32, device=device),
+            max_queries=1,
+            max_length=position + 1,
+        )
+        found.append(model.forward(texts[:, position].contiguous(), step, pool))
+    expected = model.forward(texts.flatten(), *whole_rows(2, texts.shape[1], device))
+    assert_close(torch.stack(found, 1).flatten(0, 1), expected, "model")
+
+
+def test_a_packed_model_agrees_with_the_reference(backend, device, tmp_path) -> None:
+    """In half precision, for which backends have kernels of their own; passes of few rows and of many."""
+    folder = pack_model(write_random_model(tmp_path, {"head_dim": 24, "intermediate_size": 160, "vocab_size": 160}))
+    for rows, length in ((1, 1), (2, 9), (5, 20)):
+        tokens, logits = torch.arange(rows * length), []
+        for name, where, dtype in (("reference", "cpu", "float32"), (backend.NAME, str(device), "float16")):
+            options = LoadOptions(device=where, dtype=dtype, backend=name, unpacked=False)
+            model = load(open_model(folder, options))
+            logits.append(model.forward(tokens.to(where), *whole_rows(rows, length, model.device)))
+        assert_close(logits[1].half(), logits[0], "model")
+    kinds = {type(matrix).__name__ for matrix in matrices_of(model)}
+    assert kinds == {{"reference": "PackedMatrix", "triton": "Exl2Matrix", "cuda": "Streamed"}[backend.NAME]}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("packed", "dtype"), [(False, "float32"), (True, "float16")], ids=["plain", "packed"])
+def test_a_captured_step_is_replayed_at_other_lengths(tmp_path, packed, dtype) -> None:
     """Nothing of a decode step but its tensors' contents may change from token to token."""
-    model = load(open_model(write_random_model(tmp_path), LoadOptions(device="cuda", dtype="float32")))
+    folder = write_random_model(tmp_path)
+    options = LoadOptions(device="cuda", dtype=dtype, unpacked=False)
+    model = load(open_model(pack_model(folder) if packed else folder, options))
     model.ropes.reserve(PAGE_TOKENS)
     pool = KVPool(model.spec, 2 * PAGE_TOKENS, model.dtype, model.device, model.backend)
     texts = torch.randint(0, 96, (2, 9), generator=torch.Generator().manual_seed(0)).to(model.device)
@@ -52,7 +119,7 @@ def test_a_captured_step_is_replayed_at_other_lengths(tmp_path) -> None:
         graph.replay()
         found.append(logits.clone())
     expected = model.forward(texts.flatten(), *whole_rows(2, texts.shape[1], model.device))
-    assert_close(torch.stack(found, 1).flatten(0, 1), expected, "model")
+    assert_close(torch.stack(found, 1).flatten(0, 1).to(model.dtype), expected, "model")
 
 
 def test_a_pass_that_asks_for_no_logits(backend, device, tmp_path) -> None:

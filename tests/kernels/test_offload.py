@@ -19,13 +19,22 @@ def packed_matrix(random: torch.Generator) -> exl2.Exl2Tensor:
     return exl2.encode(q, codes, scale_max, layout, torch.randperm(K, generator=random))
 
 
+def expected_kind(backend: Backend, dtype: torch.dtype, unpacked: bool) -> str:
+    if unpacked:
+        return "DenseMatrix"
+    if backend.NAME == "cuda" and dtype != torch.float32:
+        return "Streamed"
+    return "PackedMatrix" if backend.NAME == "reference" else "Exl2Matrix"
+
+
 @pytest.mark.parametrize("unpacked", [False, True])
 def test_a_matrix_moved_to_other_memory_multiplies_the_same(
-    backend: Backend, device: torch.device, random: torch.Generator, unpacked: bool
+    backend: Backend, device: torch.device, dtype: torch.dtype, random: torch.Generator, unpacked: bool
 ) -> None:
-    matrix = backend.prepare_exl2(packed_matrix(random), 1.0, device, torch.float32, unpacked)
-    bias = torch.randn(N, generator=random).to(device)
-    linear, x = Linear(matrix, bias, N, backend), torch.randn(3, K, generator=random).to(device)
+    matrix = backend.prepare_exl2(packed_matrix(random), 1.0, device, dtype, unpacked)
+    assert type(matrix).__name__ == expected_kind(backend, dtype, unpacked)
+    bias = torch.randn(N, generator=random).to(device, dtype)
+    linear, x = Linear(matrix, bias, N, backend), torch.randn(3, K, generator=random).to(device, dtype)
     expected = linear(x)
     parcel = pack({"linear": linear})
     place = torch.zeros(len(parcel.bytes) + 512, dtype=torch.uint8, device=device)

@@ -1,15 +1,18 @@
 """The documentation holds what it promises: links lead somewhere, generated parts are current, examples parse."""
 
 import ast
+import dataclasses
 import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from polybit.cli.main import app
+from polybit.generator.params import SHAPES, SamplingParams
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -74,3 +77,17 @@ def test_generated_parts_are_current(script: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(script), run_name="__main__")
     assert not ended.value.code, f"run: python docs/{script.name}"
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(SamplingParams), ids=lambda field: field.name)
+def test_every_sampling_parameter_is_explained_with_its_default(field: dataclasses.Field[Any]) -> None:
+    pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("sampling.md", "structured-output.md")]
+    if field.name in SHAPES:
+        assert f"`{field.name}=" in pages[1]
+        return
+    rows = [line for line in pages[0].splitlines() if re.match(rf"\| [^|]*`{field.name}`", line)]
+    assert len(rows) == 1
+    names, default = (cell.strip() for cell in rows[0].split(" | ")[:2])
+    if isinstance(field.default, int | float | None):
+        position = re.findall("`(.*?)`", names).index(field.name)
+        assert default.split(", ")[position] == f"{field.default}".removesuffix(".0")

@@ -2,6 +2,7 @@
 
 from exllamav2.generator.base import ExLlamaV2BaseGenerator
 from exllamav2.generator.dynamic import ExLlamaV2DynamicGenerator
+from exllamav2.generator.dynamic_async import ExLlamaV2DynamicGeneratorAsync, ExLlamaV2DynamicJobAsync
 from exllamav2.generator.job import ExLlamaV2DynamicJob
 from exllamav2.generator.sampler import ExLlamaV2Sampler
 from exllamav2.generator.streaming import ExLlamaV2StreamingGenerator
@@ -9,7 +10,9 @@ from exllamav2.generator.streaming import ExLlamaV2StreamingGenerator
 __all__ = [
     "ExLlamaV2BaseGenerator",
     "ExLlamaV2DynamicGenerator",
+    "ExLlamaV2DynamicGeneratorAsync",
     "ExLlamaV2DynamicJob",
+    "ExLlamaV2DynamicJobAsync",
     "ExLlamaV2Sampler",
     "ExLlamaV2StreamingGenerator",
 ]

@@ -19,6 +19,10 @@ class ExLlamaV2BaseGenerator:
     def warmup(self) -> None:
         """Nothing to warm up."""
 
+    def full(self) -> bool:
+        """Whether the last text filled the cache so that none may follow; it never does, as nothing is carried on."""
+        return False
+
     def generate_simple(
         self,
         prompt: str | list[str],
@@ -40,7 +44,7 @@ class ExLlamaV2BaseGenerator:
         """The text of each prompt with its completion. `stop_token`: -1 for the model's end token, None for none."""
         refuse("ExLlamaV2BaseGenerator.generate_simple", loras=loras, input_embeddings=input_embeddings)
         stop = self.tokenizer.eos_token_id if stop_token == -1 else stop_token
-        return self._dynamic.generate(
+        found: str | list[str] | None = self._dynamic.generate(
             prompt,
             num_tokens,
             seed=seed,
@@ -55,3 +59,4 @@ class ExLlamaV2BaseGenerator:
             filters=filters,
             filter_prefer_eos=filter_prefer_eos,
         )
+        return found

@@ -1,4 +1,4 @@
-"""ExLlamaV2DynamicGenerator. In this first form its jobs run one after another, in the order of the queue."""
+"""ExLlamaV2DynamicGenerator: jobs in a queue, all that fit at once, by `iterate`."""
 
 import threading
 from collections import deque
@@ -13,7 +13,8 @@ from exllamav2.generator.sampler import Settings
 from exllamav2.model import ExLlamaV2
 from exllamav2.refusal import refuse
 from exllamav2.tokenizer import ExLlamaV2Tokenizer
-from polybit.errors import RequestError
+from polybit.errors import PolybitError, RequestError
+from polybit.generator.engine import MAX_BATCH
 
 
 class ExLlamaV2DynamicGenerator:
@@ -36,21 +37,46 @@ class ExLlamaV2DynamicGenerator:
         paged: bool = True,
         filter_background_eval: bool = True,
     ) -> None:
-        """Batch, chunk and thread sizes bound memory and speed, which polybit chooses; the text is the same."""
+        """max_batch_size: jobs that run at once, one where not `paged`. max_seq_len: tokens of a job.
+
+        Chunk and thread sizes bound memory and speed, which polybit chooses; the text is the same.
+        """
         refuse(
             "ExLlamaV2DynamicGenerator",
-            max_seq_len=max_seq_len,
             draft_model=draft_model,
             draft_cache=draft_cache,
             use_ngram_draft=use_ngram_draft,
         )
+        if max_batch_size is not None and max_batch_size < 1:
+            raise RequestError(f"ExLlamaV2DynamicGenerator: max_batch_size is {max_batch_size}, expected at least 1")
         self.model, self.cache, self.tokenizer = model, cache, tokenizer
-        self._engine = build_engine(model, cache, tokenizer)
-        self._jobs: deque[ExLlamaV2DynamicJob] = deque()
+        self._engine = build_engine(model, cache, tokenizer, (max_batch_size or MAX_BATCH) if paged else 1)
+        self._max_seq_len = max_seq_len or self._engine.context
+        self._jobs: list[ExLlamaV2DynamicJob] = []
+        self._untold: deque[list[Result] | PolybitError] = deque()  # of the last step
         self._serials = count(1)
 
     def warmup(self) -> None:
         """Nothing to warm up."""
+
+    def set_loras(self, loras: Any) -> None:
+        """None or [] is what there is."""
+        refuse("ExLlamaV2DynamicGenerator.set_loras", loras=loras)
+
+    def reset_page_table(self) -> None:
+        """Let no later job find what earlier ones have stored."""
+        for page in range(self.cache.pool.book.total):
+            self.cache.pool.book.forget(page)
+
+    def defrag_cache(self) -> None:
+        """Nothing to do: a sequence's pages may lie anywhere."""
+
+    def print_page_list(self, short: bool = True) -> None:
+        """Refused: there is no such list."""
+        raise RequestError(
+            "ExLlamaV2DynamicGenerator.print_page_list: polybit keeps no list to print; "
+            "cache.pool.book.num_held and num_free say how many pages are in use"
+        )
 
     # ---- the queue
 
@@ -65,21 +91,38 @@ class ExLlamaV2DynamicGenerator:
         if isinstance(job, list):
             return [self.enqueue(one) for one in job]
         serial = next(self._serials)
-        job.enter(self._engine, serial)
+        job.enter(self._engine, serial, self._max_seq_len)
         self._jobs.append(job)
         return serial
 
     def iterate(self) -> list[Result]:
-        """Generate the next piece of text of the first job; [] where there is none."""
-        if not self._jobs:
-            return []
-        result = self._jobs[0].advance(self._engine)
-        if result["eos"]:
-            self._jobs.popleft()
-        return [result]
+        """One step of all jobs that fit, and what it brought; [] where there is none.
+
+        Raises the error of a job that failed; it is gone then, and what the others did comes next time.
+        """
+        if not self._untold:
+            self._untold.extend(news for _, news in self.advance())
+        results: list[Result] = []
+        while self._untold:
+            news = self._untold[0]
+            if isinstance(news, PolybitError):
+                if results:
+                    break
+                self._untold.popleft()
+                raise news
+            results += news
+            self._untold.popleft()
+        return results
+
+    def advance(self) -> list[tuple[ExLlamaV2DynamicJob, list[Result] | PolybitError]]:
+        """One step: for each job its results, or why it failed."""
+        self._engine.step()
+        told = [(job, job.news(self._engine) if job.error is None else job.error) for job in list(self._jobs)]
+        self._jobs = [job for job in self._jobs if not job.has_ended]
+        return told
 
     def num_remaining_jobs(self) -> int:
-        return len(self._jobs)
+        return len(self._jobs) + len(self._untold)
 
     def cancel(self, job: ExLlamaV2DynamicJob) -> None:
         """Drop a job, whether it runs, waits or has ended."""
@@ -89,8 +132,10 @@ class ExLlamaV2DynamicGenerator:
 
     def clear_queue(self) -> None:
         """Drop all jobs."""
-        while self._jobs:
-            self._jobs.popleft().cancel()
+        for job in self._jobs:
+            job.cancel()
+        self._jobs.clear()
+        self._untold.clear()
 
     # ---- all at once
 
@@ -113,9 +158,11 @@ class ExLlamaV2DynamicGenerator:
         return_last_results: bool = False,
         embeddings: Any = None,
         banned_strings: Any = None,
-    ) -> str | list[str] | None:
-        """The text of each prompt with its completion; None where `abort_event` was set. Prompt i has seed + i."""
-        refuse("ExLlamaV2DynamicGenerator.generate", return_last_results=return_last_results)
+    ) -> Any:
+        """The text of each prompt with its completion; None where `abort_event` was set. Prompt i has seed + i.
+
+        With `return_last_results` a pair: that, and the last result of each job.
+        """
         prompts = _check_prompts([prompt] if isinstance(prompt, str) else prompt)
         settings = gen_settings if isinstance(gen_settings, list) else [gen_settings] * len(prompts)
         if len(settings) != len(prompts):
@@ -137,20 +184,26 @@ class ExLlamaV2DynamicGenerator:
             )
             for i, (text, setting) in enumerate(zip(prompts, settings, strict=True))
         ]
-        if not self._finish(jobs, abort_event):
+        last = self._finish(jobs, abort_event)
+        if last is None:
             return None
         texts = [("" if completion_only else p) + job.full_completion for p, job in zip(prompts, jobs, strict=True)]
-        return texts[0] if isinstance(prompt, str) else texts
+        found = (texts, [last[job] for job in jobs]) if return_last_results else (texts,)
+        shaped = tuple(values[0] if isinstance(prompt, str) else values for values in found)
+        return shaped if return_last_results else shaped[0]
 
-    def _finish(self, jobs: list[ExLlamaV2DynamicJob], abort_event: threading.Event | None) -> bool:
-        """Run the queue until it is empty; whether it was not aborted. No job is left behind by an error."""
+    def _finish(
+        self, jobs: list[ExLlamaV2DynamicJob], abort_event: threading.Event | None
+    ) -> dict[ExLlamaV2DynamicJob, Result] | None:
+        """Run the queue until it is empty: each job's last result; None: aborted. An error leaves no job behind."""
+        last: dict[ExLlamaV2DynamicJob, Result] = {}
         try:
             self.enqueue(jobs)
             while self.num_remaining_jobs():
                 if abort_event is not None and abort_event.is_set():
-                    return False
-                self.iterate()
-            return True
+                    return None
+                last |= {result["job"]: result for result in self.iterate()}
+            return last
         finally:
             self.clear_queue()
 

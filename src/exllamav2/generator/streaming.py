@@ -33,6 +33,8 @@ class ExLlamaV2StreamingGenerator:
         self._stop_conditions: Collection[int | str] = self._engine.tokenizer.eos_ids[:1]
         self._stream: Stream | None = None
         self._num_told = 0
+        self._num_streamed = 0  # tokens, since the counts were reset
+        self.speculative_ngram = False  # refused when a text begins
 
     def warmup(self) -> None:
         """Nothing to warm up."""
@@ -62,7 +64,7 @@ class ExLlamaV2StreamingGenerator:
         """Start a text that follows input_ids [1, n]; an earlier one ends."""
         refuse(
             "ExLlamaV2StreamingGenerator.begin_stream_ex",
-            token_healing=token_healing,
+            speculative_ngram=self.speculative_ngram,
             loras=loras,
             input_mask=input_mask,
             position_offsets=position_offsets,
@@ -71,13 +73,20 @@ class ExLlamaV2StreamingGenerator:
             return_logits=return_logits,
             abort_event=abort_event,
             input_embeddings=input_embeddings,
-            banned_strings=banned_strings,
             filters=filters,
             filter_prefer_eos=filter_prefer_eos,
         )
         if self._stream is not None:
             self._stream.close()
-        params = sampling_params(gen_settings, None, self._stop_conditions, None, decode_special_tokens)
+        params = sampling_params(
+            gen_settings,
+            None,
+            self._stop_conditions,
+            None,
+            decode_special_tokens,
+            token_healing=token_healing,
+            banned_strings=tuple(banned_strings or ()),
+        )
         self._stream = self._engine.stream(single_row(input_ids), params)
         self._num_told = 0
 
@@ -88,9 +97,23 @@ class ExLlamaV2StreamingGenerator:
             raise RequestError("no stream to continue; call begin_stream_ex first")
         chunk = next(self._stream, "")
         completion = self._stream.completion
-        tokens, self._num_told = completion.tokens[self._num_told :], len(completion.tokens)
+        certain = completion.tokens[: len(completion.tokens) - completion.num_held]
+        tokens, self._num_told = certain[self._num_told :], len(certain)
+        self._num_streamed += len(tokens)
         eos = completion.finish_reason is not None
         return {"chunk": chunk, "eos": eos, "chunk_token_ids": torch.tensor([tokens], dtype=torch.int64)}
+
+    def ngram_preload(self, input_ids: Tensor) -> None:
+        """Refused: nothing is drafted."""
+        raise RequestError("ExLlamaV2StreamingGenerator.ngram_preload: drafts are not supported by polybit yet")
+
+    def reset_sd_stats(self) -> None:
+        """Count anew."""
+        self._num_streamed = 0
+
+    def get_sd_stats(self) -> tuple[float, float, int, int, int]:
+        """Efficiency and accuracy of drafts, tokens in all, drafted, accepted: there are no drafts."""
+        return 0.0, 0.0, self._num_streamed, 0, 0
 
     def begin_stream(self, input_ids: Tensor, gen_settings: Settings, token_healing: bool = False) -> None:
         """The older name."""

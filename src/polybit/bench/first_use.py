@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import polybit
+from polybit import version
 from polybit.bench.passes import Batch
 from polybit.bench.subject import Request, open_subject
 from polybit.errors import KernelError
@@ -57,7 +57,7 @@ def _seconds_to_first_token(request: Request, cache: str) -> float:
 
 def _environment(cache: str) -> dict[str, str]:
     """This process's, with empty caches, and this very source first on the path."""
-    source = str(Path(polybit.__file__).parents[1])
+    source = str(Path(version.__file__).parents[1])
     path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"PYTHONPATH": path} | {name: str(Path(cache) / name.lower()) for name in CACHES}
 

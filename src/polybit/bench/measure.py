@@ -18,6 +18,7 @@ from polybit.bench.timing import median_seconds, timed
 from polybit.bench.work import bits_per_weight, cache_bytes, operations, weight_bytes
 from polybit.errors import KernelError, OutOfMemory, RequestError
 from polybit.model.device import describe
+from polybit.model.footprint import token_bytes
 from polybit.model.load import LoadProgress
 from polybit.model.model import Model
 
@@ -85,11 +86,11 @@ def measure_vram(model: Model) -> Vram | None:
     """After a prompt that fills the cache."""
     if model.device.type != "cuda":
         return None
-    tokens = min(CACHE_TOKENS, model.max_seq_len)
+    weights, tokens = torch.cuda.memory_allocated(model.device), min(CACHE_TOKENS, model.max_seq_len)
     Batch(model, batch=1, length=tokens).step()
     free, total = torch.cuda.mem_get_info(model.device)
     allocated = torch.cuda.max_memory_allocated(model.device)
-    return Vram(allocated, torch.cuda.max_memory_reserved(model.device), total - free, tokens)
+    return Vram(weights, allocated, torch.cuda.max_memory_reserved(model.device), total - free, tokens)
 
 
 def decode_rows(subject: Subject, model: Model, wanted: Wanted, read: float) -> tuple[Row, ...]:
@@ -114,7 +115,8 @@ def decode_row(subject: Subject, model: Model, read: float, batch: int, context:
     group.fill()
     _check_finite(group.again(), subject)
     seconds = median_seconds(group.again, model.device)
-    cached = batch * cache_bytes(model.spec, context, model.dtype.itemsize)
+    held = partial(token_bytes, cache=model.cache, dtype=model.dtype)
+    cached = batch * cache_bytes(model.spec, context, held)
     needed = weight_bytes(model.spec, subject.stored_bits, batch) + cached
     return Row(batch, context, batch / seconds, 1e3 * seconds, needed / seconds / 1e9 / read)
 

@@ -3,20 +3,16 @@
 import torch
 from torch import Tensor
 
-from polybit.cache import PAGE_TOKENS, KVPool, pages_for
+from polybit.cache import PAGE_TOKENS, Holding, KVPool, pages_for
 from polybit.errors import OutOfMemory
 from polybit.generator.graphs import decode_graphs
-from polybit.generator.params import SamplingParams
-from polybit.generator.runner import Part, Runner, lay_out
-from polybit.generator.sequence import Sequence
+from polybit.generator.layout import lay_out
+from polybit.generator.runner import Runner
+from polybit.generator.scheduler import Part
 from polybit.model.device import current
-from polybit.model.footprint import CHUNK_TOKENS
+from polybit.model.footprint import CHUNK_TOKENS, token_bytes
 from polybit.model.machine import free_bytes
 from polybit.model.model import Model
-from polybit.text import Detokenizer
-from polybit.text.pieces import Pieces
-
-NO_TEXT = Pieces({}, frozenset(), strips_lead=False)
 
 
 class Batch:
@@ -28,16 +24,18 @@ class Batch:
         _check_ram(model, batch * pages * PAGE_TOKENS)
         self._model, self._length, self._filled = model, length, 0
         num_tokens = batch * pages * PAGE_TOKENS
-        self._pool = KVPool(model.spec, num_tokens, model.dtype, model.block_devices, model.backend)
+        self._pool = KVPool(model.spec, num_tokens, model.dtype, model.block_devices, model.backend, model.cache)
         graphs = decode_graphs(model, self._pool, wanted=True)
         self._runner = Runner(model, self._pool, model.spec.embedding.num_rows, graphs)
         random = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, model.spec.embedding.num_rows, (batch, length), generator=random)
-        self._sequences = [_sequence(row, self._pool.free.take(pages)) for row in tokens.tolist()]
+        self._sequences = [Holding(row) for row in tokens.tolist()]
+        for sequence in self._sequences:
+            sequence.extend(self._pool.book, length)
 
     def fill(self) -> None:
         """Random keys and values for every token but the last of each: what stands there costs no time."""
-        parts = [Part(sequence, sequence.num_pending - 1) for sequence in self._sequences]
+        parts = tuple(Part(sequence, sequence.num_pending - 1) for sequence in self._sequences)
         _, step = lay_out(parts, self._model.device)
         for layer, block in enumerate(self._model.spec.blocks):
             shape = (2, step.num_tokens, block.attn.num_kv_heads, block.attn.head_dim)
@@ -71,22 +69,16 @@ class Batch:
 
     def _pass(self) -> Tensor | None:
         """One forward pass -> the logits after each sequence, None where more of the prompts is to come."""
-        parts = [Part(sequence, min(sequence.num_pending, CHUNK_TOKENS)) for sequence in self._sequences]
+        parts = tuple(Part(sequence, min(sequence.num_pending, CHUNK_TOKENS)) for sequence in self._sequences)
         logits = self._runner.forward(parts)
         return logits if len(logits) else None
-
-
-def _sequence(tokens: list[int], pages: list[int]) -> Sequence:
-    sequence = Sequence(tokens, SamplingParams(), frozenset(), Detokenizer(NO_TEXT), room=1)
-    sequence.pages += pages
-    return sequence
 
 
 def _check_ram(model: Model, num_tokens: int) -> None:
     """A graphics card refuses by itself; main memory is lent before it is there."""
     if model.device.type == "cuda":
         return
-    per_token = sum(2 * block.attn.num_kv_heads * block.attn.head_dim for block in model.spec.blocks)
-    needed, free = num_tokens * per_token * model.dtype.itemsize, free_bytes(model.device)
+    per_token = sum(token_bytes(block.attn, model.cache, model.dtype) for block in model.spec.blocks)
+    needed, free = num_tokens * per_token, free_bytes(model.device)
     if needed > free:
         raise OutOfMemory(f"keys and values need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-import polybit
+from polybit import version
 from polybit.bench.first_use import FirstUse
 
 
@@ -27,12 +27,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Vram:
-    """Peaks in bytes, from before loading to after a full cache of `cache_tokens`."""
+    """Bytes; peaks are from before loading to after a full cache of `cache_tokens`."""
 
-    allocated: int  # by torch, in tensors
-    reserved: int  # by torch, with what it keeps for later
-    used: int  # of the device, by everyone
+    weights: int  # in tensors once the model was loaded
+    allocated: int  # by torch, in tensors, at its peak
+    reserved: int  # by torch, with what it keeps for later, at its peak
+    used: int  # of the device, by everyone, in the end
     cache_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        sizes = asdict(self)
+        tokens = sizes.pop("cache_tokens")
+        return {f"{name}_gb": size / 1e9 for name, size in sizes.items()} | {"cache_tokens": tokens}
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ class Report:
             "prefill": [asdict(row) for row in self.prefill],
             "load_s": self.load_s,
             "vram_gb": None if self.vram is None else self.vram.used / 1e9,
+            "vram": None if self.vram is None else self.vram.to_json(),
             "first_use_s": None if self.first_use is None else self.first_use.empty_cache,
+            "first_use_cached_s": None if self.first_use is None else self.first_use.full_cache,
             "read_gb_s": self.read_gb_s,
             "matmul_tflops": self.matmul_tflops,
             "device": self.device,
@@ -69,11 +77,11 @@ class Report:
 
 def source_commit() -> str:
     """The git commit of the tree that this program comes from, `-dirty` if changed since; else the version."""
-    root = Path(polybit.__file__).parents[2]
+    root = Path(version.__file__).parents[2]
     if not (root / ".git").exists():
-        return polybit.__version__
+        return version.__version__
     command = ("git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git here, or a tree that is not its user's
-        return polybit.__version__
+        return version.__version__

@@ -15,11 +15,11 @@ from polybit.format import exl2, gptq
 from polybit.format.dense import read_dense
 from polybit.format.exl2 import Exl2Tensor
 from polybit.format.gptq import GptqTensor
-from polybit.kernels import reference
+from polybit.kernels.pages import read_bits
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import get_backend
 from polybit.model.device import choose_dtype
-from polybit.model.footprint import PACKED_OVERHEAD, footprint
+from polybit.model.footprint import footprint
 from polybit.model.load import LoadProgress, build, build_from
 from polybit.model.machine import this_machine
 from polybit.model.model import Model
@@ -175,18 +175,28 @@ def _set_up(model: spec.Model, recipe: Recipe, options: LoadOptions, name: str) 
     machine, unpacked = this_machine(options), bool(options.unpacked)
     device = machine.budgets[0].device
     dtype, backend = choose_dtype(options.dtype, device), get_backend(options.backend, device)
+    cache = read_bits(options.cache)
 
     def held(linear: spec.Linear) -> int:
+        width = linear.padded_out_features
         if unpacked:
-            return linear.in_features * linear.padded_out_features * dtype.itemsize
-        return int(recipe.stored_bits(linear) / 8 * (1 + PACKED_OVERHEAD))
+            return (linear.in_features + linear.bias) * width * dtype.itemsize
+        return backend.exl2_bytes(recipe.layout(linear), width, dtype) + linear.bias * width * dtype.itemsize
 
-    table = torch.float16.itemsize
     sizes = footprint(
-        model, held, dtype, table, False, holds_scores=backend.attention is reference.attention, unpacked=unpacked
+        model,
+        held,
+        dtype,
+        table_itemsize=torch.float16.itemsize,
+        head_is_table=False,
+        holds_scores=backend.HOLDS_SCORES,
+        cache=cache,
+        kept=backend.KEPT_BYTES,
+        unpacked=unpacked,
+        graphs=options.graphs,
     )
     plan = plan_memory(sizes, machine, cache_tokens=0, offload=options.offload, what=name)
-    return Setup(plan, sizes, dtype, backend, unpacked)
+    return Setup(plan, sizes, dtype, backend, unpacked, cache)
 
 
 def _place(setup: Setup) -> Place:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from polybit import spec
 
 LinearCost = Callable[[spec.Linear], float]
+TokenBytes = Callable[[spec.Attention], int]  # one token's keys and values in one layer
 
 
 def bits_per_weight(model: spec.Model, stored_bits: LinearCost) -> float:
@@ -23,12 +24,9 @@ def weight_bytes(model: spec.Model, stored_bits: LinearCost, num_tokens: int) ->
     return (blocks + stored_bits(model.head.linear)) / 8
 
 
-def cache_bytes(model: spec.Model, num_tokens: int, itemsize: int) -> int:
+def cache_bytes(model: spec.Model, num_tokens: int, token_bytes: TokenBytes) -> int:
     """Keys and values that one pass over a sequence of `num_tokens` tokens reads; windows see no more than theirs."""
-    return itemsize * sum(
-        2 * block.attn.num_kv_heads * block.attn.head_dim * min(num_tokens, block.attn.window or num_tokens)
-        for block in model.blocks
-    )
+    return sum(token_bytes(block.attn) * min(num_tokens, block.attn.window or num_tokens) for block in model.blocks)
 
 
 def operations(model: spec.Model, num_tokens: int) -> float:

@@ -1,6 +1,7 @@
-"""Keys and values of running sequences: who owns which page, and the tensors behind them."""
+"""Keys and values of running sequences: who holds which page, and the tensors behind them."""
 
-from polybit.cache.pages import PAGE_TOKENS, FreePages, pages_for
+from polybit.cache.holding import Copy, Holding
+from polybit.cache.pages import PAGE_TOKENS, PageBook, pages_for
 from polybit.cache.pool import KVPool
 
-__all__ = ["PAGE_TOKENS", "FreePages", "KVPool", "pages_for"]
+__all__ = ["PAGE_TOKENS", "Copy", "Holding", "KVPool", "PageBook", "pages_for"]

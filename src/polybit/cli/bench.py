@@ -118,10 +118,11 @@ def machine_table(report: Report) -> Table:
 
 
 def memory_line(vram: Vram) -> str:
-    used, reserved, allocated = (value / 1e9 for value in (vram.used, vram.reserved, vram.allocated))
+    sizes = (vram.used, vram.reserved, vram.allocated, vram.weights)
+    used, reserved, allocated, weights = (size / 1e9 for size in sizes)
     return (
         f"{used:.2f} GB of the device with {vram.cache_tokens} tokens cached; "
-        f"torch reserved {reserved:.2f}, filled {allocated:.2f}"
+        f"torch reserved {reserved:.2f}, filled {allocated:.2f}, with the weights {weights:.2f}"
     )
 
 

@@ -94,7 +94,7 @@ def conversion_progress() -> Iterator[Callable[[ConvertProgress], None]]:
 
         def report(progress: ConvertProgress) -> None:
             nonlocal tenths
-            where = f"{progress.stage} {progress.layer}/{progress.num_layers}"
+            where = f"{progress.stage} {progress.done}/{progress.total}"
             bar.update(task, description=where, completed=progress.fraction)
             if bar.disable and int(progress.fraction * 10) > tenths:
                 tenths = int(progress.fraction * 10)

@@ -30,6 +30,8 @@ class Extra:
     wanted: str | None = None  # what pip is asked for, where that is not the package
 
 
+NO_OPERATIONS = frozenset({"exl2_bytes", "join"})  # they compute nothing: one counts, one lays matrices together
+
 EXTRAS = (
     Extra("cuda-core", "the fastest kernels on NVIDIA graphics cards", "'polybit[cuda]'"),
     Extra("numba", "fast models and conversion on the CPU", "'polybit[cpu]'"),
@@ -92,7 +94,7 @@ def home_of(backend: Backend, op: str) -> str:
 def operations() -> list[str]:
     """Names of everything that a backend computes, as the Protocol lists them."""
     functions = inspect.getmembers(Backend, inspect.isfunction)
-    return [name for name, _ in functions if name != "join" and not name.startswith(("_", "prepare_"))]
+    return [name for name, _ in functions if name not in NO_OPERATIONS and not name.startswith(("_", "prepare_"))]
 
 
 def extra_line(extra: Extra) -> str:

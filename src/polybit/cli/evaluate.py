@@ -1,6 +1,6 @@
 """`polybit eval`: perplexity on a text, and the distance to a reference model."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from polybit.cli.loading import load_model
 from polybit.cli.shared_options import ModelName, loading
 from polybit.errors import ConfigError, RequestError
 from polybit.format.files import atomic_write_json
+from polybit.kernels.pages import FULL
 from polybit.model.evaluate import Score, cut_windows
 from polybit.model.evaluate import evaluate as score_model
 from polybit.model.options import LoadOptions
@@ -34,6 +35,9 @@ def evaluate(
     rows: Annotated[
         int | None, typer.Option("--rows", min=1, help="Windows of text to use.", show_default="the whole text")
     ] = None,
+    skip: Annotated[
+        int, typer.Option("--skip", min=0, help="Windows to leave out first: a text's start may have been used before.")
+    ] = 0,
     length: Annotated[
         int | None,
         typer.Option(
@@ -45,12 +49,12 @@ def evaluate(
     """Measure perplexity on a text and, with --reference, how far the predictions moved.
 
     The text is cut into windows that do not overlap, each judged by itself. Where the model needs a BOS token, each
-    window begins with one.
+    window begins with one. --cache holds for the model alone: the reference's keys and values stay as they are.
     """
     source = open_model(model, options)
-    compared = None if reference is None else open_model(reference, options)
+    compared = None if reference is None else open_model(reference, replace(options, cache=str(FULL)))
     context = min(each.spec.max_seq_len for each in (source, compared) if each is not None)
-    windows = tokenize(source, read_text(text), length or min(WINDOW, context), rows)
+    windows = tokenize(source, read_text(text), length or min(WINDOW, context), rows, skip)
     judged, expected = load_model(source), None if compared is None else load_model(compared)
     with progress("evaluating") as advance:
         score = score_model(judged, windows, expected, advance)
@@ -67,12 +71,13 @@ def read_text(path: Path) -> str:
         raise RequestError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8 text") from None
 
 
-def tokenize(source: ModelSource, text: str, length: int, rows: int | None) -> Tensor:
-    """Windows [rows, length] of the text."""
+def tokenize(source: ModelSource, text: str, length: int, rows: int | None, skip: int) -> Tensor:
+    """Windows [rows, length] of the text, after `skip` others."""
     tokenizer, needs_bos = Tokenizer.open(source.folder), source.spec.needs_bos
     if needs_bos and tokenizer.bos_id is None:
         raise ConfigError(f"{source.spec.architecture} needs a BOS token, but the files of {source.folder} name none")
-    return cut_windows(torch.tensor(tokenizer.encode(text)), length, rows, tokenizer.bos_id if needs_bos else None)
+    bos = tokenizer.bos_id if needs_bos else None
+    return cut_windows(torch.tensor(tokenizer.encode(text)), length, rows, bos, skip)
 
 
 def score_table(score: Score) -> Table:

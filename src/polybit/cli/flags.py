@@ -31,7 +31,7 @@ def settings(kind: type, panel: str, flags: Mapping[str, Flag]) -> Callable[[Com
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            values = {field.name: _as_field(given.pop(field.name)) for field in fields(kind)}
+            values = {field.name: _as_field(given.pop(field.name)) for field in _optional(kind)}
             command(**given, **{slot: kind(**values)})
 
         added = option_parameters(kind, panel, flags)
@@ -43,9 +43,20 @@ def settings(kind: type, panel: str, flags: Mapping[str, Flag]) -> Callable[[Com
 
 
 def option_parameters(kind: type, panel: str, flags: Mapping[str, Flag]) -> list[inspect.Parameter]:
-    """One parameter that Typer reads for each field of the dataclass `kind`."""
+    """One parameter that Typer reads for each field of the dataclass `kind`; what few need has a panel of its own."""
     hints = get_type_hints(kind)
-    return [_parameter(field, flags.get(field.name, Flag()), hints[field.name], panel) for field in fields(kind)]
+    panels = {False: panel, True: f"{panel}, advanced"}
+    return [
+        _parameter(
+            field, flags.get(field.name, Flag()), hints[field.name], panels[field.metadata.get("advanced", False)]
+        )
+        for field in _optional(kind)
+    ]
+
+
+def _optional(kind: type) -> list[Field[Any]]:
+    """The fields that fit on a command line."""
+    return [field for field in fields(kind) if not field.metadata.get("no_option")]
 
 
 def _parameter(field: Field[Any], flag: Flag, hint: Any, panel: str) -> inspect.Parameter:
@@ -60,7 +71,7 @@ def _parameter(field: Field[Any], flag: Flag, hint: Any, panel: str) -> inspect.
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=list(default) if isinstance(default, tuple) else default,
-        annotation=Annotated[_typed_on_a_line(hint), option],
+        annotation=Annotated[field.metadata.get("on_a_line") or _typed_on_a_line(hint), option],
     )
 
 

@@ -10,8 +10,9 @@ from polybit.cli.loading import load_engine
 from polybit.cli.shared_options import CacheTokens, ModelName, loading, sampling
 from polybit.errors import RequestError
 from polybit.generator.completion import Completion
-from polybit.generator.engine import Engine, Stream
+from polybit.generator.engine import Engine
 from polybit.generator.params import SamplingParams
+from polybit.generator.stream import Stream
 from polybit.model.options import LoadOptions
 from polybit.text import Message
 
@@ -57,14 +58,27 @@ def conversation(text: str, system: str | None) -> list[Message]:
 
 def print_stream(answer: Stream) -> Completion:
     """Print the pieces as they come, and the speed when there are no more."""
-    with answer:
-        for piece in answer:
-            results.file.write(piece)
-            results.file.flush()
-    results.file.write("\n")
-    done = answer.completion
-    note(f"{len(done.tokens)} tokens, {done.decode_rate:.1f} a second; prompt {done.prompt_tokens} tokens")
-    return done
+    print_pieces(answer)
+    note(timings(answer.completion))
+    return answer.completion
+
+
+def print_pieces(answer: Stream) -> None:
+    """Whatever ends it, what was said is a line of its own."""
+    try:
+        with answer:
+            for piece in answer:
+                results.file.write(piece)
+                results.file.flush()
+    finally:
+        results.file.write("\n")
+        results.file.flush()
+
+
+def timings(done: Completion) -> str:
+    """How much was written and read, and how fast."""
+    written = f"{len(done.tokens)} tokens, {done.decode_rate:.1f} a second"
+    return f"{written}; prompt {done.prompt_tokens} tokens, {done.cached_tokens} cached, {done.prefill_seconds:.2f} s"
 
 
 def describe(done: Completion) -> dict[str, object]:

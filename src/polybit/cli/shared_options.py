@@ -43,6 +43,7 @@ LOADING: Mapping[str, Flag] = {
         default="with such kernels, where half of the free memory holds them",
     ),
     "threads": Flag("Threads that compute on the CPU", default="one for each physical core"),
+    "cache": Flag("Keys and values: fp16 (as activations), q8, q6, q4, or bits of both, as k8v4"),
     "graphs": Flag("Generate with CUDA graphs where the model can: faster, for some memory"),
 }
 
@@ -54,9 +55,20 @@ def loading(command: Command) -> Command:
 
 SAMPLING: Mapping[str, Flag] = {
     "max_tokens": Flag("Tokens to generate at most", short="-n"),
+    "dry_breakers": Flag(
+        "Text across which DRY sees no repetition; may be repeated", default="line break, colon, quote, asterisk"
+    ),
     "temperature": Flag(short="-t"),
+    "dry_breaker_tokens": Flag("Token id that is such a breaker too; may be repeated"),
+    "xtc_spared": Flag("Text whose tokens XTC leaves alone, as special tokens; may be repeated", default="line break"),
+    "xtc_spared_tokens": Flag("Token id that XTC leaves alone too; may be repeated"),
+    "logprobs": Flag("Report each token's log probability and those of so many likeliest", default="no report"),
     "seed": Flag("Same seed, same text", default="different each time"),
     "stop": Flag("Text that ends the generation and is not part of it; may be repeated"),
+    "banned_strings": Flag("Text that is never written, in any case: the model goes back; may be repeated"),
+    "choices": Flag("Text of which the answer is one; may be repeated"),
+    "starts_with": Flag("Text with one of which the answer begins; may be repeated"),
+    "json_schema": Flag("JSON schema that the answer follows, as text"),
     "stop_tokens": Flag("Token id that ends the generation, besides the model's own; may be repeated"),
 }
 

@@ -36,7 +36,7 @@ def read_ahead(checkpoint: Checkpoint, parts: Sequence[Part]) -> Iterator[Checkp
         pending = reader.start(checkpoint, parts[0])
         for following in (*parts[1:], None):
             ahead = None if following is None else reader.start(checkpoint, following)
-            yield checkpoint.holding(pending.wait())
+            yield checkpoint.holding(pending.take())
             if ahead is not None:
                 pending = ahead
 
@@ -60,11 +60,14 @@ class _Pending:
     copies: "list[Future[None]]"
     lane: "_Lane"
 
-    def wait(self) -> dict[str, Tensor]:
+    def take(self) -> dict[str, Tensor]:
+        """What has arrived; nobody else holds it from here on."""
         for copy in self.copies:
             copy.result()
         self.lane.join()
-        return self.tensors
+        taken = dict(self.tensors)
+        self.tensors.clear()
+        return taken
 
 
 class _Reader:

@@ -1,9 +1,9 @@
 """What comes back from a generation."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-FinishReason = Literal["stop", "length"]
+from polybit.generator.sampling import Report
+from polybit.generator.text_control import FinishReason
 
 
 @dataclass(frozen=True)
@@ -13,10 +13,15 @@ class Completion:
     text: str  # without the prompt, without what stopped it
     tokens: tuple[int, ...]  # without the stop token
     finish_reason: FinishReason | None  # "length": max_tokens reached or the context full; None: cut off
-    stopped_by: int | str | None  # the stop token or string
+    stopped_by: int | str | None  # the stop token or string; None with "stop": what was asked for is complete
     prompt_tokens: int
+    cached_tokens: int  # of the prompt, which others had read before
+    queued_seconds: float  # from the request to the start
     prefill_seconds: float  # from the start to the first token
     decode_seconds: float  # from the first token to the last
+    num_held: int = 0  # latest tokens that may still be taken back
+    suppressed: tuple[str, ...] = ()  # banned texts, as the model wrote them before they were taken back
+    logprobs: tuple[Report, ...] = ()  # of each token, where SamplingParams.logprobs asks for them
 
     @property
     def prefill_rate(self) -> float:

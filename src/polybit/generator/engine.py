@@ -1,37 +1,56 @@
 """Prompts in, text out: `polybit.load(folder).generate("Once upon a time").text`."""
 
-from collections.abc import Generator, Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeGuard, overload
+from typing import Any, Literal, TypeGuard, overload
 
 from polybit.cache import KVPool
-from polybit.errors import RequestError
+from polybit.errors import PolybitError, RequestError
+from polybit.generator.background import Background
 from polybit.generator.completion import Completion
 from polybit.generator.graphs import decode_graphs
 from polybit.generator.params import SamplingParams, with_fields
-from polybit.generator.runner import Part, Runner
+from polybit.generator.request import new_sequence
+from polybit.generator.runner import Runner
+from polybit.generator.scheduler import Limits
 from polybit.generator.sequence import Sequence
+from polybit.generator.serving import PATIENCE, Serving
+from polybit.generator.stream import Stream, closing_all
 from polybit.model.footprint import CHUNK_TOKENS
 from polybit.model.model import Model
 from polybit.text import ChatTemplate, Message, Tokenizer
 
+MAX_BATCH = 64  # requests that run at once, by default
+
 Prompt = str | list[int] | tuple[int, ...]
+Progress = Callable[[int, int], None]  # prompts answered, prompts in all
 
 
 class Engine:
-    """A model, its tokenizer and a K/V pool. Prompts of a list run one after another."""
+    """A model, its tokenizer and a K/V pool. All requests run together, from whatever threads and loops they come."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, pool: KVPool, folder: Path, use_graphs: bool = True) -> None:
-        """`folder`: where the chat template lies. `use_graphs`: where the model can."""
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        pool: KVPool,
+        folder: Path,
+        use_graphs: bool = True,
+        limits: Limits | None = None,
+    ) -> None:
+        """`folder`: where the chat template lies. `use_graphs`: where the model can. `limits`: of a step."""
         self.model = model
         self.tokenizer = tokenizer
         self.pool = pool
         self.folder = folder
         self.context = min(model.max_seq_len, pool.num_tokens)  # tokens of one prompt and its answer
-        vocab_size = min(tokenizer.vocab_size, model.spec.embedding.num_rows)
-        self._runner = Runner(model, pool, vocab_size, decode_graphs(model, pool, use_graphs))
+        self.vocab_size = min(tokenizer.vocab_size, model.spec.embedding.num_rows)  # tokens that may be drawn
+        runner = Runner(model, pool, self.vocab_size, decode_graphs(model, pool, use_graphs))
+        self._serving = Serving(runner, limits or step_limits(model))
+        self._background = Background(self._serving)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
@@ -41,30 +60,93 @@ class Engine:
     # ---- generation
 
     @overload
-    def generate(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> Completion: ...
+    def generate(
+        self, prompt: str | tuple[int, ...], params: SamplingParams | None = None, **fields: Any
+    ) -> Completion: ...
 
     @overload
-    def generate(self, prompt: list[str], params: SamplingParams | None = None, **fields: Any) -> list[Completion]: ...
+    def generate(
+        self,
+        prompt: list[str] | list[list[int]],
+        params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        progress: Progress | None = None,
+        return_errors: Literal[False] = False,
+        **fields: Any,
+    ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | list[list[int]],
+        params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        progress: Progress | None = None,
+        return_errors: bool,
+        **fields: Any,
+    ) -> list[Completion | PolybitError]: ...
+
+    @overload
+    def generate(self, prompt: list[int], params: SamplingParams | None = None, **fields: Any) -> Completion: ...
 
     def generate(
-        self, prompt: Any, params: SamplingParams | None = None, **fields: Any
-    ) -> Completion | list[Completion]:
-        """Continue `prompt`: text, token ids, or a list of texts. `fields` are those of SamplingParams.
+        self,
+        prompt: Any,
+        params: Any = None,
+        *,
+        progress: Progress | None = None,
+        return_errors: bool = False,
+        **fields: Any,
+    ) -> Any:
+        """Continue `prompt`: text, token ids, or a list of such prompts, which run together.
 
+        `fields` are those of SamplingParams. Prompt i of a list has seed + i, or `params[i]` where that is a list.
         Special tokens in the text count as such, and BOS is put in front where the model wants it; ids are taken as
-        they are. Prompt i of a list has seed + i. Raises RequestError for whatever cannot be served.
+        they are. Raises RequestError for whatever cannot be served, before anything runs, and other errors when they
+        occur. With `return_errors` an error stands in its prompt's place instead, and the others are answered.
         """
-        wanted = with_fields(params, fields)
-        if not _is_texts(prompt):
-            return self.stream(prompt, wanted).drain()
-        seeds = [None if wanted.seed is None else wanted.seed + i for i in range(len(prompt))]
-        streams = [self.stream(text, wanted, seed=seed) for text, seed in zip(prompt, seeds, strict=True)]
-        return [stream.drain() for stream in streams]
+        if not _is_list(prompt):
+            return self.stream(prompt, params, **fields).drain()
+        answers = self._begin_all(prompt, params, fields, return_errors)
+        streams = [answer for answer in answers if isinstance(answer, Stream)]
+        with closing_all(streams):
+            for count, stream in enumerate(self._by_end(streams), len(answers) - len(streams) + 1):
+                if stream.error is not None and not return_errors:
+                    raise stream.error
+                if progress is not None:
+                    progress(count, len(answers))
+        return [_outcome(answer) for answer in answers]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> "Stream":
-        """As `generate`, but yields the text piece by piece."""
+    async def generate_async(
+        self, prompt: Any, params: Any = None, *, return_errors: bool = False, **fields: Any
+    ) -> Any:
+        """`generate` for an event loop, which goes on meanwhile. Cancelling it gives the requests up."""
+        if not _is_list(prompt):
+            with self.stream(prompt, params, **fields) as stream:
+                return await stream.finished()
+        answers = self._begin_all(prompt, params, fields, return_errors)
+        streams = [answer for answer in answers if isinstance(answer, Stream)]
+        with closing_all(streams):
+            for stream in streams:
+                with suppress(*([PolybitError] if return_errors else [])):
+                    await stream.finished()
+        return [_outcome(answer) for answer in answers]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        patience: int | None = PATIENCE,
+        **fields: Any,
+    ) -> Stream:
+        """As `generate`, but yields the text piece by piece, to `for` or `async for`.
+
+        `patience`: how many later requests may start first where they fit into the cache and this one does not yet;
+        None: any number.
+        """
         ids = self.prompt_ids(prompt)
-        return self._stream(ids, with_fields(params, fields), continues=ids)
+        return self._begin(self._sequence(ids, with_fields(params, fields), continues=ids), patience)
 
     def chat(
         self,
@@ -82,11 +164,22 @@ class Engine:
         params: SamplingParams | None = None,
         template_variables: dict[str, Any] | None = None,
         **fields: Any,
-    ) -> "Stream":
+    ) -> Stream:
         """As `chat`, but yields the text piece by piece."""
         prompt = self.chat_template.render(messages, **(template_variables or {}))
         ids = self._text_ids(prompt, add_bos=False)
-        return self._stream(ids, with_fields(params, fields), continues=())
+        return self._begin(self._sequence(ids, with_fields(params, fields), continues=()))
+
+    # ---- for those who make the steps themselves
+
+    def step(self) -> bool:
+        """One pass through the model for all requests; whether there were any. `Stream.ready` has what came out."""
+        if self._serving.is_idle:
+            return False
+        self._serving.step()
+        return True
+
+    # ---- prompts
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt, checked against the model's vocabulary."""
@@ -105,12 +198,53 @@ class Engine:
             )
         return ids
 
-    def _stream(self, ids: list[int], params: SamplingParams, continues: Iterable[int]) -> "Stream":
+    def _begin_all(
+        self, prompts: list[Prompt], params: Any, fields: dict[str, Any], return_errors: bool
+    ) -> list[Stream | PolybitError]:
+        """All prompts are checked before the first is on its way."""
+        if isinstance(params, list) and len(params) != len(prompts):
+            raise RequestError(
+                f"params has {len(params)} entries for {len(prompts)} prompts; give one for each, or one"
+            )
+        checked: list[Sequence | PolybitError] = []
+        for i, prompt in enumerate(prompts):
+            try:
+                checked.append(self._one_of_many(i, prompt, params, fields))
+            except RequestError as error:
+                if not return_errors:
+                    raise
+                checked.append(error)
+        return [self._begin(one) if isinstance(one, Sequence) else one for one in checked]
+
+    def _one_of_many(self, i: int, prompt: Prompt, params: Any, fields: dict[str, Any]) -> Sequence:
+        wanted = with_fields(params[i] if isinstance(params, list) else params, fields)
+        if wanted.seed is not None and not isinstance(params, list):
+            wanted = replace(wanted, seed=wanted.seed + i)
+        ids = self.prompt_ids(prompt)
+        return self._sequence(ids, wanted, continues=ids)
+
+    def _sequence(self, ids: list[int], params: SamplingParams, continues: Collection[int]) -> Sequence:
         room = self._room_after(ids)
-        ends = set(params.stop_tokens) | (set() if params.ignore_eos else set(self.tokenizer.eos_ids))
-        detokenizer = self.tokenizer.detokenizer(params.show_special, after=continues)
-        sequence = Sequence(ids, params, frozenset(ends), detokenizer, room)
-        return Stream(sequence, self._run(sequence))
+        return new_sequence(ids, params, self.tokenizer, self.vocab_size, room, shown=continues)
+
+    def _begin(self, sequence: Sequence, patience: int | None = PATIENCE) -> Stream:
+        self._serving.submit(sequence, patience)
+        return Stream(sequence, self._serving, self._background)
+
+    def _by_end(self, streams: list[Stream]) -> Iterator[Stream]:
+        """Each when it has ended; makes the steps meanwhile."""
+        left = streams
+        while left:
+            seen = self._serving.num_ended
+            ended = {stream for stream in left if stream.has_ended}
+            yield from ended
+            left = [stream for stream in left if stream not in ended]
+            if left:
+                self._serving.wait(partial(self._has_ended_beside, seen))
+
+    def _has_ended_beside(self, seen: int) -> bool:
+        """Whether more requests than `seen` have ended; much less work than to look at each."""
+        return self._serving.num_ended > seen
 
     def _room_after(self, ids: list[int]) -> int:
         if not ids:
@@ -124,23 +258,20 @@ class Engine:
             )
         return room
 
-    def _run(self, sequence: Sequence) -> Generator[str, None, None]:
-        sequence.begin()
-        try:
-            while sequence.finish_reason is None:
-                (token,) = self._runner.run([Part(sequence, min(sequence.num_pending, CHUNK_TOKENS))])
-                if token is None:
-                    continue
-                piece = sequence.accept(token)
-                if sequence.finish_reason is not None:
-                    self._runner.release(sequence)  # nobody need come back after the last piece
-                yield piece
-        finally:
-            self._runner.release(sequence)
+
+def _outcome(answer: Stream | PolybitError) -> Completion | PolybitError:
+    if isinstance(answer, Stream):
+        return answer.completion if answer.error is None else answer.error
+    return answer
 
 
-def _is_texts(prompt: Any) -> TypeGuard[list[str]]:
-    return isinstance(prompt, list) and bool(prompt) and all(isinstance(text, str) for text in prompt)
+def step_limits(model: Model, max_batch: int = MAX_BATCH) -> Limits:
+    """Prompts in chunks for which the plan of memory has room."""
+    return Limits(max_batch, prompt_tokens=min(CHUNK_TOKENS, model.max_seq_len))
+
+
+def _is_list(prompt: Any) -> TypeGuard[list[Prompt]]:
+    return isinstance(prompt, list) and bool(prompt) and all(isinstance(one, (str, list, tuple)) for one in prompt)
 
 
 def _checked_ids(prompt: Any, size: int) -> list[int]:
@@ -150,37 +281,3 @@ def _checked_ids(prompt: Any, size: int) -> list[int]:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
             raise RequestError(f"prompt[{i}] is {token!r}, expected a token id from 0 to {size - 1}")
     return list(prompt)
-
-
-class Stream(Iterator[str]):
-    """The text of one generation, piece by piece. Leaving it early (`close`, or its `with` block) frees its pages."""
-
-    def __init__(self, sequence: Sequence, pieces: Generator[str, None, None]) -> None:
-        self._sequence = sequence
-        self._pieces = pieces
-
-    def __next__(self) -> str:
-        """The next piece that is not empty."""
-        return next(piece for piece in self._pieces if piece)
-
-    @property
-    def completion(self) -> Completion:
-        """What came out so far; whole once the stream is exhausted."""
-        return self._sequence.completion()
-
-    def drain(self) -> Completion:
-        """Generate to the end."""
-        for _ in self:
-            pass
-        return self.completion
-
-    def close(self) -> None:
-        self._pieces.close()
-
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()

@@ -24,7 +24,7 @@ from polybit.modules.step import Step
 log = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # sequences of a captured step
-READ_BY_HOST = frozenset({"attention", "matmul"})  # the reference's: lengths and layouts
+READ_BY_HOST = frozenset({"attention", "matmul"})  # ops whose reference reads device tensors: lengths, group layouts
 
 Work = Callable[[], Tensor]  # its result may lie in the same memory each time
 Capture = Callable[[Work], Work]

@@ -1,36 +1,20 @@
 """One forward pass over parts of several sequences, and one token for each that is ready for it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from polybit.cache import PAGE_TOKENS, KVPool, pages_for
+from polybit.cache import KVPool
+from polybit.errors import KernelError, PolybitError
+from polybit.generator.diagnosis import first_broken_layer
 from polybit.generator.graphs import SIZES, DecodeGraphs
-from polybit.generator.sampling import sample
+from polybit.generator.layout import DecodeLayout, lay_out
+from polybit.generator.sampling import UNUSABLE, Drawn, sample, unusable
+from polybit.generator.scheduler import Part, Plan, S
 from polybit.generator.sequence import Sequence
 from polybit.model.model import Model
-from polybit.modules.step import Step
-
-
-@dataclass(frozen=True)
-class Part:
-    """The next `count` tokens of a sequence that the model has not seen."""
-
-    sequence: Sequence
-    count: int
-
-    @property
-    def stop(self) -> int:
-        """Length of the sequence once this part is stored."""
-        return self.sequence.num_stored + self.count
-
-    @property
-    def is_last(self) -> bool:
-        """Whether a token follows from it."""
-        return self.count == self.sequence.num_pending
 
 
 class Runner:
@@ -44,87 +28,52 @@ class Runner:
         self.pool = pool
         self._vocab_size = vocab_size
         self._graphs = graphs
+        self._decode_layout = DecodeLayout()
 
-    def run(self, parts: list[Part]) -> list[int | None]:
-        """Store the parts' keys and values; the next token of each sequence, None where more of its prompt is to come.
+    def run(self, plan: Plan[Sequence]) -> list[tuple[Sequence, Drawn | PolybitError]]:
+        """Carry the plan out; the next token of each sequence that is ready for it, or why there is none."""
+        if plan.copies:
+            self.pool.copy(plan.copies)
+        decodes = _is_decode(plan.parts)
+        ready = [part.sequence for part in plan.parts if decodes or part.is_last]
+        logits = self.forward(plan.parts)
+        return list(zip(ready, self.sample(logits, ready), strict=True)) if ready else []
 
-        Raises OutOfMemory where the pool has too few pages, with nothing stored.
-        """
-        self._take_pages(parts)
-        ready = [i for i, part in enumerate(parts) if part.is_last]
-        logits = self.forward(parts)
-        sampled: list[int | None] = [None] * len(parts)
-        for i, token in zip(ready, self._sample(logits, [parts[i].sequence for i in ready]), strict=True):
-            sampled[i] = token
-        return sampled
-
-    def release(self, sequence: Sequence) -> None:
-        """Give the sequence's pages back; there may be none."""
-        self.pool.free.give_back(sequence.pages)
-        sequence.pages.clear()
-
-    def forward(self, parts: list[Part]) -> Tensor:
+    def forward(self, parts: tuple[Part[S], ...]) -> Tensor:
         """Store the parts' keys and values in pages that the sequences have; [n, V] after each part that is a last one.
 
         The logits are good until the next call.
         """
         logits = self._logits(parts)
         for part in parts:
-            part.sequence.num_stored = part.stop
+            part.sequence.num_stored += part.count
         return logits
 
-    def _logits(self, parts: list[Part]) -> Tensor:
-        if self._graphs is not None and _is_decode(parts) and len(parts) <= SIZES[-1]:
-            return self._graphs.decode(*lay_out(parts, torch.device("cpu")))
+    def _logits(self, parts: tuple[Part[S], ...]) -> Tensor:
+        if self._graphs is not None and len(parts) <= SIZES[-1] and _is_decode(parts):
+            return self._graphs.decode(*self._decode_layout([part.sequence for part in parts]))
         tokens, step = lay_out(parts, self.model.device)
         stops = accumulate(part.count for part in parts)
         ends = [stop - 1 for stop, part in zip(stops, parts, strict=True) if part.is_last]
         logits_at = torch.tensor(ends, dtype=torch.int64, device=self.model.device)
         return self.model.forward(tokens, step, self.pool, logits_at)
 
-    def _take_pages(self, parts: Iterable[Part]) -> None:
-        for part in parts:
-            missing = pages_for(part.stop) - len(part.sequence.pages)
-            part.sequence.pages += self.pool.free.take(missing)
+    def explained(self, error: PolybitError, sequence: Sequence) -> PolybitError:
+        """`error`, and which layer it comes from where logits are no numbers."""
+        layer = first_broken_layer(self.model, sequence.tokens) if isinstance(error, KernelError) else None
+        return error if layer is None else KernelError(f"{error}; the first numbers that are not finite leave {layer}")
 
     @torch.inference_mode()
-    def _sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
-        if not sequences:
-            return []
-        params, texts = [s.params for s in sequences], [s.tokens for s in sequences]
-        uniforms = [s.uniform() for s in sequences]
-        tokens: list[int] = sample(logits[:, : self._vocab_size], params, texts, uniforms).tolist()
-        return tokens
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Drawn | PolybitError]:
+        """logits [S, V] -> the next token of each, or the error of those that cannot have one."""
+        known = logits[:, : self._vocab_size]
+        drawn = sample(known, [sequence.sampling for sequence in sequences]).drawn()
+        return [
+            unusable(known[row], len(sequences[row].tokens)) if one.token == UNUSABLE else one
+            for row, one in enumerate(drawn)
+        ]
 
 
-def _is_decode(parts: Iterable[Part]) -> bool:
+def _is_decode(parts: Iterable[Part[S]]) -> bool:
     """Whether every sequence has one token left, from which its next one follows."""
-    return all(part.count == 1 and part.is_last for part in parts)
-
-
-def lay_out(parts: list[Part], device: torch.device) -> tuple[Tensor, Step]:
-    """The parts one after another: tokens [T] and the step that places them."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    for part in parts:
-        pages, places = part.sequence.pages, range(part.sequence.num_stored, part.stop)
-        tokens += part.sequence.tokens[places.start : places.stop]
-        positions += places
-        slots += [pages[place // PAGE_TOKENS] * PAGE_TOKENS + place % PAGE_TOKENS for place in places]
-    step = Step(
-        positions=torch.tensor(positions, device=device),
-        slots=torch.tensor(slots, device=device),
-        page_table=torch.tensor(_padded([part.sequence.pages for part in parts]), dtype=torch.int32, device=device),
-        query_starts=torch.tensor([0, *accumulate(part.count for part in parts)], dtype=torch.int32, device=device),
-        lengths=torch.tensor([part.stop for part in parts], dtype=torch.int32, device=device),
-        max_queries=max(part.count for part in parts),
-        max_length=max(part.stop for part in parts),
-    )
-    return torch.tensor(tokens, device=device), step
-
-
-def _padded(rows: list[list[int]]) -> list[list[int]]:
-    """All as long as the longest, by zeros."""
-    width = max(map(len, rows))
-    return [[*row, *[0] * (width - len(row))] for row in rows]
+    return all(part.count == 1 == part.sequence.num_pending for part in parts)

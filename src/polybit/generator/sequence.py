@@ -1,89 +1,125 @@
-"""One request on its way: its tokens, where their keys and values lie, its own randomness, and its text so far."""
+"""One request on its way: its tokens and pages, its own randomness, its text so far, and how it ended."""
 
-import random
 import time
 from collections.abc import Sequence as Tokens
 
-from polybit.generator.completion import Completion, FinishReason
+from polybit.cache import Holding
+from polybit.errors import PolybitError
+from polybit.generator.completion import Completion
+from polybit.generator.filters import Filter
 from polybit.generator.params import SamplingParams
-from polybit.generator.stopping import HeldText
+from polybit.generator.sampling import Drawn, Report, SamplingState
+from polybit.generator.sampling.mask import TokenMask
+from polybit.generator.text_control import FinishReason, Limits, TextControl
 from polybit.text import Detokenizer
 
 
-class Sequence:
-    """Grows by `accept`; `finish_reason` is set by the token that ends it."""
+class Sequence(Holding):
+    """Grows by `accept`; ends by a token that sets `finish_reason`, by an `error`, or because nobody wants it."""
 
     def __init__(
-        self, prompt: Tokens[int], params: SamplingParams, ends: frozenset[int], detokenizer: Detokenizer, room: int
+        self,
+        prompt: Tokens[int],
+        params: SamplingParams,
+        ends: frozenset[int],
+        detokenizer: Detokenizer,
+        room: int,
+        sampling: SamplingState | None = None,
+        filter_: Filter | None = None,
+        first: TokenMask | None = None,
     ) -> None:
-        """`ends`: token ids that end it. `room`: tokens that the context leaves for the answer."""
+        """`ends`: token ids that end it. `room`: tokens that the context leaves for the answer. `filter_`: what its
+        tokens may be. `first`: what its first one may be, which writes part of the prompt again and does not count.
+        """
+        super().__init__(prompt)
         self.params = params
-        self.tokens = list(prompt)
+        self.sampling = sampling or SamplingState(params, prompt)
         self.num_prompt = len(prompt)
-        self.num_stored = 0  # leading tokens whose keys and values are in the pool
-        self.pages: list[int] = []
+        self.pieces: list[str] = []  # of its text, as they became certain; some are empty
         self.finish_reason: FinishReason | None = None
-        self._ends = ends
-        self._limit = min(room, params.max_tokens or room)
-        self._detokenizer = detokenizer
-        self._held = HeldText(params.stop)
-        self._text: list[str] = []
+        self.error: PolybitError | None = None
+        self.is_cancelled = False
+        most = min(room, params.max_tokens or room) + (first is not None)
+        limits = Limits(ends, most, params.min_tokens)
+        self._control = TextControl(detokenizer, limits, params.stop, params.banned_strings, filter_, first)
+        self._suppressed: list[str] = []
+        self._reports: list[Report] = []
         self._stopped_by: int | str | None = None
-        self._random = random.Random(params.seed)
-        self._begun = 0.0
+        self._num_cached = 0
+        self._requested, self._begun = time.perf_counter(), 0.0
         self._token_times: list[float] = []
-
-    @property
-    def num_pending(self) -> int:
-        """Tokens that the model has not seen."""
-        return len(self.tokens) - self.num_stored
+        self._restrict()
 
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.num_prompt
 
+    @property
+    def has_ended(self) -> bool:
+        return self.finish_reason is not None or self.error is not None or self.is_cancelled
+
+    @property
+    def has_begun(self) -> bool:
+        return self._begun > 0
+
     def begin(self) -> None:
-        """Start its clock."""
-        self._begun = time.perf_counter()
+        """Start the clock of its first step."""
+        if not self._begun:
+            self._begun = time.perf_counter()
 
-    def uniform(self) -> float:
-        """The next number of [0, 1); of 24 bits, so that fp32 never rounds it up to 1."""
-        return self._random.getrandbits(24) / (1 << 24)
+    def accept(self, drawn: Drawn) -> str:
+        """Take the sampled token; returns the text that became certain. A banned text takes tokens back instead.
 
-    def accept(self, token: int) -> str:
-        """Take the sampled token; returns the text that became certain."""
+        Raises RequestError where a grammar cannot be followed any further.
+        """
+        token, report = drawn
+        if not self._token_times:
+            self._num_cached = self.num_reused
         self._token_times.append(time.perf_counter())
-        if token in self._ends:
-            return self._emit(self._finish("stop", token))
-        self.tokens.append(token)
-        text = self._held.feed(self._detokenizer.feed(token))
-        if self._held.matched is not None:
-            self.finish_reason, self._stopped_by = "stop", self._held.matched
-        elif self.num_generated >= self._limit:
-            text += self._finish("length", None)
-        return self._emit(text)
+        self.sampling.accept(token, report)
+        verdict = self._control.feed(token)
+        if verdict.taken_back == 0:
+            self.tokens.append(token)
+            self._note(report)
+        elif verdict.finish_reason is None:
+            self._rewind(verdict.taken_back - 1)
+        if verdict.suppressed is not None:
+            self._suppressed.append(verdict.suppressed)
+        self.finish_reason, self._stopped_by = verdict.finish_reason, verdict.stopped_by
+        if self.finish_reason is None:
+            self._restrict()
+        self.pieces.append(verdict.text)
+        return verdict.text
 
     def completion(self) -> Completion:
         """What came out so far."""
         times = self._token_times
         return Completion(
-            text="".join(self._text),
+            text="".join(self.pieces),
             tokens=tuple(self.tokens[self.num_prompt :]),
             finish_reason=self.finish_reason,
             stopped_by=self._stopped_by,
             prompt_tokens=self.num_prompt,
+            cached_tokens=self._num_cached,
+            queued_seconds=self._begun - self._requested if self._begun else 0.0,
             prefill_seconds=times[0] - self._begun if times else 0.0,
             decode_seconds=times[-1] - times[0] if times else 0.0,
+            num_held=self._control.num_held,
+            suppressed=tuple(self._suppressed),
+            logprobs=tuple(self._reports),
         )
 
-    def _finish(self, reason: FinishReason, stopped_by: int | None) -> str:
-        """Text that was waiting for more. It may still hold a stop string."""
-        self.finish_reason, self._stopped_by = reason, stopped_by
-        text = self._held.feed(self._detokenizer.finish())
-        if self._held.matched is not None:
-            self.finish_reason, self._stopped_by = "stop", self._held.matched
-        return text + self._held.finish()
+    def _note(self, report: Report | None) -> None:
+        if report is not None and self.params.logprobs is not None:
+            self._reports.append(report)
 
-    def _emit(self, text: str) -> str:
-        self._text.append(text)
-        return text
+    def _rewind(self, count: int) -> None:
+        """The last `count` tokens go, besides the one just drawn."""
+        self.take_back(count)
+        del self._reports[max(0, len(self._reports) - count) :]
+        self.sampling.rewind(count + 1)
+
+    def _restrict(self) -> None:
+        """What the next token may be."""
+        if self._control.restricts:
+            self.sampling.blocked, self.sampling.allowed = self._control.blocked, self._control.allowed()

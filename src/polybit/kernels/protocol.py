@@ -6,12 +6,14 @@ input's dtype unless they say otherwise.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, device, dtype
 
-from polybit.format.exl2 import Exl2Tensor
+from polybit.format.exl2 import Exl2Tensor, Layout
 from polybit.format.gptq import GptqTensor
+from polybit.kernels.pages import Pages
 from polybit.spec import Activation
 
 
@@ -34,13 +36,33 @@ class Matrix(Protocol):
         """Device memory held."""
 
 
+@dataclass(frozen=True)
+class HeadNorm:
+    """RMSNorm of each head, as `rms_norm`; weight [D]."""
+
+    weight: Tensor
+    eps: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rope by tables of cos and sin [L, dim/2], as `rope`."""
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+
+
 class Backend(Protocol):
     """Every op that a forward pass needs. A backend that lacks one re-exports it from `reference`, visibly."""
 
     NAME: str
     NATIVE_OPS: frozenset[str]  # ops of this backend's own; the others are another's
     DEVICES: frozenset[str]  # types of torch devices that it serves
+    KEPT_BYTES: int  # of a GPU's memory that its kernels keep for themselves between calls, at most
     READS_PACKED: frozenset[str]  # "exl2", "gptq": products of few rows read the words, and are no faster dequantized
+    HOLDS_SCORES: bool  # attention of prompts holds a number for each query and key, as the reference's does
 
     def prepare_dense(self, weight: Tensor, device: device, dtype: dtype) -> Matrix:
         """weight [N, K] as checkpoints store it."""
@@ -50,6 +72,9 @@ class Backend(Protocol):
 
     def prepare_gptq(self, tensor: GptqTensor, prescale: float, device: device, dtype: dtype, unpacked: bool) -> Matrix:
         """As prepare_exl2, for a GPTQ matrix."""
+
+    def exl2_bytes(self, layout: Layout, out_features: int, dtype: dtype) -> int:
+        """Device memory of what prepare_exl2 makes of such a matrix, packed; out_features with padding."""
 
     def join(self, matrices: Sequence[Matrix]) -> Matrix | None:
         """One matrix for several of one input, whose outputs follow one another; None where nothing is gained by it."""
@@ -91,8 +116,8 @@ class Backend(Protocol):
         positions [T] are rows of cos and sin [L, dim/2], which are fp32.
         """
 
-    def write_kv(self, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
-        """Store k and v [T, Hkv, D] at slots [T] of pages [pages, P, Hkv, D], in the pages' dtype.
+    def write_kv(self, k: Tensor, v: Tensor, k_pages: Pages, v_pages: Pages, slots: Tensor) -> None:
+        """Store k and v [T, Hkv, D] at slots [T] of pages [pages, P, Hkv, D], in the pages' dtype or quantized.
 
         A slot is page * P + offset.
         """
@@ -100,8 +125,8 @@ class Backend(Protocol):
     def attention(
         self,
         q: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
+        k_pages: Pages,
+        v_pages: Pages,
         page_table: Tensor,
         query_starts: Tensor,
         lengths: Tensor,
@@ -115,4 +140,28 @@ class Backend(Protocol):
         q [T, Hq, D]; k_pages, v_pages [pages, P, Hkv, D]; page_table [S, M], query_starts [S + 1], lengths [S] int32:
         sequence s owns queries query_starts[s]:query_starts[s+1], at most max_queries, the last of its lengths[s]
         tokens. -> [T, Hq, D]
+        """
+
+    def decode_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        k_pages: Pages,
+        v_pages: Pages,
+        page_table: Tensor,
+        lengths: Tensor,
+        q_norm: HeadNorm | None,
+        k_norm: HeadNorm | None,
+        rotation: Rotation | None,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Everything between the products of a decode step: norms, rope, write_kv and attention.
+
+        q [S, Hq, D], k and v [S, Hkv, D] belong to the last token of each sequence, at position lengths[s] - 1, and are
+        neither normed nor turned; its key and value are stored in its page. -> [S, Hq, D]
+
+        Nothing else that it reads may come from the launch right before it, which may still be at work.
         """

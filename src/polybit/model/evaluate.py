@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polybit.errors import RequestError
+from polybit.kernels.pages import FULL
 from polybit.model.model import Model
-from polybit.modules.step import whole_rows
+from polybit.modules.step import KVStore, QuantizedScratch, Step, whole_rows
 
 CHUNK_ELEMENTS = 1 << 26  # logits turned into float64 probabilities at a time: half a gigabyte
 
@@ -42,21 +43,22 @@ class WindowScore:
     agreed: int
 
 
-def cut_windows(ids: Tensor, length: int, rows: int | None = None, bos: int | None = None) -> Tensor:
-    """The first `rows` windows (None: all) of `length` from a text's tokens [n] -> [rows, length].
+def cut_windows(ids: Tensor, length: int, rows: int | None = None, bos: int | None = None, skip: int = 0) -> Tensor:
+    """`rows` windows (None: all) of `length` from a text's tokens [n], after `skip` others -> [rows, length].
 
     With `bos`, each window is that token and the next length - 1 tokens of the text.
     """
     if length < 2:
         raise RequestError(f"a window of {length} tokens holds nothing to predict; use a length of at least 2")
     taken = length if bos is None else length - 1  # tokens of the text in a window
-    available = ids.shape[0] // taken
-    if available < (rows or 1):
+    available, needed = ids.shape[0] // taken, skip + (rows or 1)
+    if available < needed:
         raise RequestError(
-            f"the text has {ids.shape[0]} tokens, too few for {rows or 1} windows of {length}; "
+            f"the text has {ids.shape[0]} tokens, too few for {needed} windows of {length}; "
             "use a longer text, fewer rows or a shorter length"
         )
-    windows = ids[: (rows or available) * taken].view(-1, taken)
+    last = available if rows is None else needed
+    windows = ids[skip * taken : last * taken].view(-1, taken)
     return windows if bos is None else torch.cat([torch.full_like(windows[:, :1], bos), windows], dim=1)
 
 
@@ -120,8 +122,13 @@ def score_window(model: Model, reference: Model | None, window: Tensor) -> Windo
 def predictions(model: Model, window: Tensor) -> Tensor:
     """Logits [L - 1, V] of every token of a window [L] but the last."""
     tokens = window.to(model.device)
-    step, store = whole_rows(1, tokens.shape[0], model.device)
+    step, store = _whole_window(model, tokens.shape[0])
     return model.forward(tokens, step, store, logits_at=torch.arange(tokens.shape[0] - 1, device=model.device))
+
+
+def _whole_window(model: Model, length: int) -> tuple[Step, KVStore]:
+    step, scratch = whole_rows(1, length, model.device)
+    return step, scratch if model.cache == FULL else QuantizedScratch(1, length, model.cache, model.backend)
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from polybit.model.pinned import seen_by
 from polybit.model.plan import Machine, Plan
 from polybit.model.setup import Setup, set_up, tell
 from polybit.model.source import ModelSource, head_is_tied
+from polybit.model.tensor_tree import gather, over
 from polybit.model.weights import FolderWeights, ModelWeights
 from polybit.modules.block import build_block
 from polybit.modules.norm import build_norm
@@ -115,7 +116,8 @@ class FolderSupply:
 
 class _Builder:
     def __init__(self, model: spec.Model, supply: Supply, setup: Setup, progress: LoadProgress) -> None:
-        self._spec, self._supply, self._plan, self._backend = model, supply, setup.plan, setup.backend
+        self._spec, self._supply, self._plan = model, supply, setup.plan
+        self._backend, self._cache = setup.backend, setup.cache
         self._progress, self._done = progress, 0
         self._ropes = cache(lambda device: RopeTables(self._spec.max_seq_len, device))
 
@@ -133,7 +135,7 @@ class _Builder:
         self._tell()
         if first.type == "cuda":
             torch.cuda.empty_cache()  # of what was read ahead, so that the K/V pool can have it
-        return Model(model, weights.dtype, self._backend, table, positions, stages, norm, head)
+        return Model(model, weights.dtype, self._backend, self._cache, table, positions, stages, norm, head)
 
     def _stage(self, device: torch.device, blocks: range) -> Stage:
         away = [i for i in blocks if i in self._plan.offloaded]
@@ -143,10 +145,10 @@ class _Builder:
         return Stage(device, self._ropes(device), tuple(layers))
 
     def _layer(self, device: torch.device, index: int) -> LayerFn:
-        weights = self._supply.part(device)
-        layer = build_block(self._spec.blocks[index], index, weights, self._backend, self._ropes(device))
+        block, ropes = self._spec.blocks[index], self._ropes(device)
+        layer = build_block(block, index, self._supply.part(device), self._backend, ropes)
         self._tell()
-        return layer
+        return together(layer, device) if device.type == "cuda" else layer
 
     def _ferried_layers(self, device: torch.device, indices: list[int]) -> list[LayerFn]:
         """Blocks that live in RAM; all are there before the first is built, because the largest says how much room."""
@@ -170,6 +172,16 @@ class _Builder:
     def _tell(self) -> None:
         self._done += 1
         self._progress(self._done, len(self._spec.blocks) + 2)
+
+
+def together(layer: LayerFn, device: torch.device) -> LayerFn:
+    """The layer with its tensors in one run of memory.
+
+    Each apart would settle where something was let go that preparing it needed, and leave holes that nobody can use
+    but that the device has to have: 1 GB of a 70B.
+    """
+    hollow, run = gather(layer, lambda num_bytes: torch.empty(num_bytes, dtype=torch.uint8, device=device))
+    return over(hollow, run)
 
 
 def _checkpoints(source: ModelSource, plan: Plan) -> Iterator[Checkpoint]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from polybit import spec
+from polybit.kernels.pages import KVBits
 from polybit.kernels.protocol import Backend
 from polybit.model.device import current
 from polybit.modules.rope import RopeTables
@@ -37,6 +38,7 @@ class Model:
     spec: spec.Model
     dtype: torch.dtype  # of activations
     backend: Backend
+    cache: KVBits  # of keys and values that a pool is to hold
     embedding: Tensor  # [V, E]
     positions: Tensor | None  # [max positions, E]
     stages: tuple[Stage, ...]  # in order, one for each device

@@ -28,6 +28,9 @@ class LoadOptions:
     # ones. None: with such kernels, where the weights take at most half of the free memory.
     unpacked: bool | None = None
     threads: int | None = None  # of the CPU; None: as many as torch would use, at most one for each physical core
+    # Keys and values: fp16 (the activations' type, whatever it is), q8, q6 (keys 8, values 4 bits), q4, or bits of both
+    # as in k8v4.
+    cache: str = "fp16"
     graphs: bool = True  # generate with CUDA graphs where the model can: faster, for some memory
 
     def __post_init__(self) -> None:

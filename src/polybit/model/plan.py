@@ -16,7 +16,7 @@ GIB = 1 << 30
 GPU_SLACK = GIB // 4  # of a GPU: what cuBLAS, kernels and an allocator's rounding take beside what is counted
 READ_AHEAD = 2  # parts in a GPU's memory while loading, beside the one that is being prepared
 OFFLOAD_SLOTS = 2  # places on the GPU that blocks living in RAM take in turn
-TABLE_SHARE = 0.125  # of a GPU's spare memory: a token embedding that takes no more leaves RAM
+SMALL_TABLE = GIB // 4  # a token embedding that takes no more leaves RAM where a GPU has room for it
 CONTEXT_STEP = 256  # tokens
 
 
@@ -155,7 +155,8 @@ class _Need:
         cache = self.cache_tokens * sum(block.cache for block in held)
         scratch = self.sizes.scratch(self.cache_tokens)
         if budget.is_gpu:  # which needs room for what is read ahead, but gives it back before the cache is made
-            scratch = GPU_SLACK + max(scratch + self.sizes.graphs, READ_AHEAD * max(parts) - cache)
+            sizes = self.sizes
+            scratch = GPU_SLACK + sizes.kept + max(scratch + sizes.graphs, READ_AHEAD * max(parts) - cache)
         return Share(budget.device, budget.free, blocks, weights, cache, scratch)
 
     def _head(self, budget: Budget, alone: bool) -> int:
@@ -200,17 +201,20 @@ def _with_ram(need: _Need, filled: Sequence[Share], machine: Machine) -> Plan | 
 
 
 def _with_table(need: _Need, shares: tuple[Share, ...], offloaded: range, machine: Machine) -> Plan | None:
-    """Also place the token embedding: on a GPU where it is the head's own memory or there is plenty, else in RAM."""
+    """Also place the token embedding: on a GPU where it is the head's own memory, or small, or RAM lacks room for it.
+
+    In RAM it costs next to nothing: a GPU reads from there the rows of its tokens, and no others.
+    """
     first, sizes = shares[0], need.sizes
     ram = sum(sizes.blocks[i].matrices for i in offloaded)
-    on_device = first.device.type != "cuda"
+    on_device = first.device.type != "cuda" or (sizes.head_is_table and len(shares) == 1)
     if not on_device:
-        shared = sizes.head_is_table and len(shares) == 1
-        plenty = sizes.table <= TABLE_SHARE * first.spare
-        on_device = shared or plenty
-        if plenty and not shared:
+        best_there = sizes.table <= SMALL_TABLE or ram + sizes.table > machine.ram
+        on_device = best_there and sizes.table <= first.spare
+        if on_device:
             shares = (replace(first, weights=first.weights + sizes.table), *shares[1:])
-        ram += 0 if on_device else sizes.table
+        else:
+            ram += sizes.table
     if ram > machine.ram:
         return None
     table = first.device if on_device else torch.device("cpu")

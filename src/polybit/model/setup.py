@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from polybit.kernels import reference
+from polybit.kernels.pages import KVBits, read_bits
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import get_backend
 from polybit.model.device import choose_dtype
@@ -26,6 +26,7 @@ class Setup:
     dtype: torch.dtype  # of activations
     backend: Backend
     unpacked: bool  # quantized matrices are held dequantized
+    cache: KVBits  # of keys and values
 
 
 def set_up(source: ModelSource, cache_tokens: int, machine: Machine | None = None, fewest: int | None = None) -> Setup:
@@ -38,9 +39,9 @@ def set_up(source: ModelSource, cache_tokens: int, machine: Machine | None = Non
     device = machine.budgets[0].device
     dtype, backend = choose_dtype(options.dtype, device), get_backend(options.backend, device)
     unpacked = _holds_unpacked(source, dtype, backend, machine) if options.unpacked is None else options.unpacked
-    sizes = footprint_of(source, dtype, unpacked, holds_scores=backend.attention is reference.attention)
+    sizes = footprint_of(source, dtype, unpacked, backend)
     plan = plan_memory(sizes, machine, cache_tokens, options.offload, fewest, str(source.folder))
-    return Setup(plan, sizes, dtype, backend, unpacked)
+    return Setup(plan, sizes, dtype, backend, unpacked, read_bits(options.cache))
 
 
 def tell(setup: Setup, source: ModelSource) -> None:
@@ -66,5 +67,5 @@ def _holds_unpacked(source: ModelSource, dtype: torch.dtype, backend: Backend, m
     """Where packed matrices would be dequantized at each use, and there is room for them."""
     if quantized_kinds(source) <= backend.READS_PACKED:
         return False
-    weights = footprint_of(source, dtype, unpacked=True, holds_scores=False).weights
+    weights = footprint_of(source, dtype, unpacked=True, backend=backend).weights
     return weights <= UNPACK_SHARE * machine.budgets[0].free

@@ -1,12 +1,12 @@
-"""Attention of one block: projections, head norms, rope, the store, the backend's attention op."""
+"""Attention of one block: projections, head norms, rope, the store, the backend's attention ops."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from polybit import spec
-from polybit.kernels.protocol import Backend
-from polybit.modules.norm import build_head_norm
+from polybit.kernels.protocol import Backend, HeadNorm, Rotation
+from polybit.modules.norm import RmsNorm, build_head_norm
 from polybit.modules.rope import RopeTable, RopeTables
 from polybit.modules.step import KVStore, Step
 from polybit.modules.weights import JointFn, LinearFn, NormFn, Weights
@@ -25,17 +25,20 @@ class Attention:
 
     def __call__(self, x: Tensor, step: Step, store: KVStore, residual: Tensor | None = None) -> Tensor:
         """x [T, E], not normed yet -> [T, E], added to the residual if there is one."""
-        node = self.node
-        q, k, v = self.qkv(x)
-        q, k = self._rotate(
-            step,
-            self._heads(q, node.num_heads, self.q_norm),
-            self._heads(k, node.num_kv_heads, self.k_norm),
-        )
-        v = self._clip(v).view(-1, node.num_kv_heads, node.head_dim)
+        q, k, v = map(self._heads, self.qkv(x))
+        mix = self._decode if step.max_queries == 1 and store.is_written_by_ops else self._prefill
+        return self.o(mix(q, k, v, step, store).flatten(1), residual)
+
+    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, step: Step, store: KVStore) -> Tensor:
+        """q [T, Hq, D]; k and v [T, Hkv, D] -> [T, Hq, D]. Any number of tokens of each sequence."""
+        node, rotation = self.node, self._rotation(step)
+        q = q if self.q_norm is None else self.q_norm(q)
+        k = k if self.k_norm is None else self.k_norm(k)
+        if rotation is not None:
+            q, k = self.backend.rope(q, k, step.positions, rotation.cos, rotation.sin, rotation.interleaved)
         store.write(self.layer, k, v, step)
         k_pages, v_pages = store.pages(self.layer)
-        mixed = self.backend.attention(
+        return self.backend.attention(
             q,
             k_pages,
             v_pages,
@@ -47,24 +50,45 @@ class Attention:
             node.window,
             node.softcap,
         )
-        return self.o(mixed.flatten(1), residual)
 
-    def _heads(self, projected: Tensor, num_heads: int, norm: NormFn | None) -> Tensor:
+    def _decode(self, q: Tensor, k: Tensor, v: Tensor, step: Step, store: KVStore) -> Tensor:
+        """As _prefill, of one token of each sequence."""
+        node = self.node
+        q, q_norm = _norm_or_leave(q, self.q_norm)
+        k, k_norm = _norm_or_leave(k, self.k_norm)
+        return self.backend.decode_attention(
+            q,
+            k,
+            v,
+            *store.pages(self.layer),
+            step.page_table,
+            step.lengths,
+            q_norm,
+            k_norm,
+            self._rotation(step),
+            node.scale,
+            node.window,
+            node.softcap,
+        )
+
+    def _heads(self, projected: Tensor) -> Tensor:
         """[T, H D] -> [T, H, D]"""
-        heads = self._clip(projected).view(-1, num_heads, self.node.head_dim)
-        return heads if norm is None else norm(heads)
+        limit, dim = self.node.clip_qkv, self.node.head_dim
+        clipped = projected if limit is None else projected.clamp(-limit, limit)
+        return clipped.view(-1, clipped.shape[1] // dim, dim)
 
-    def _rotate(self, step: Step, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """q [T, Hq, D] and k [T, Hkv, D] by their positions; as they are where the block has no rope."""
+    def _rotation(self, step: Step) -> Rotation | None:
         rope, table = self.node.rope, self.rope_table
-        if rope is None or table is None:
-            return q, k
-        cos, sin = table.up_to(step.max_length)
-        return self.backend.rope(q, k, step.positions, cos, sin, rope.interleaved)
+        return None if rope is None or table is None else Rotation(*table.up_to(step.max_length), rope.interleaved)
 
-    def _clip(self, projected: Tensor) -> Tensor:
-        limit = self.node.clip_qkv
-        return projected if limit is None else projected.clamp(-limit, limit)
+
+def _norm_or_leave(heads: Tensor, norm: NormFn | None) -> tuple[Tensor, HeadNorm | None]:
+    """The heads [T, H, D], and the norm that the op is still to do to each."""
+    if norm is None:
+        return heads, None
+    if isinstance(norm, RmsNorm):
+        return heads, HeadNorm(norm.weight, norm.eps, norm.offset)
+    return norm(heads), None
 
 
 def build_attention(

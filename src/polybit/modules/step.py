@@ -6,6 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from polybit.kernels.pages import KVBits, Pages, new_pages
+from polybit.kernels.protocol import Backend
+
 
 @dataclass(frozen=True)
 class Step:
@@ -44,25 +47,52 @@ class Step:
 class KVStore(Protocol):
     """Keys and values of every layer, in pages of P tokens."""
 
+    @property
+    def is_written_by_ops(self) -> bool:
+        """Whether the pages are there before anything is written, so that an op may write them itself."""
+
     def write(self, layer: int, k: Tensor, v: Tensor, step: Step) -> None:
         """Store k and v [T, Hkv, D] of this step's tokens at step.slots."""
 
-    def pages(self, layer: int) -> tuple[Tensor, Tensor]:
-        """k_pages and v_pages, each [pages, P, Hkv, D]."""
+    def pages(self, layer: int) -> tuple[Pages, Pages]:
+        """k_pages and v_pages, each [pages, P, Hkv, D] and dense."""
 
 
 class Scratch:
     """The trivial store of a pass that keeps nothing: one page a sequence, alive for one attention call."""
+
+    is_written_by_ops = False
 
     def __init__(self, rows: int, length: int) -> None:
         self._shape = (rows, length)
         self._held: tuple[Tensor, Tensor] | None = None
 
     def write(self, layer: int, k: Tensor, v: Tensor, step: Step) -> None:
-        rows, length = self._shape
-        self._held = (k.view(rows, length, *k.shape[1:]), v.view(rows, length, *v.shape[1:]))
+        k, v = (part.view(*self._shape, *part.shape[1:]) for part in (k, v))
+        self._held = (k.contiguous(), v.contiguous())  # they may be columns of a joint product
 
     def pages(self, layer: int) -> tuple[Tensor, Tensor]:
+        assert self._held is not None
+        return self._held
+
+
+class QuantizedScratch:
+    """As Scratch, with keys and values as a quantized cache would hold them."""
+
+    is_written_by_ops = False
+
+    def __init__(self, rows: int, length: int, bits: KVBits, backend: Backend) -> None:
+        self._shape, self._bits, self._backend = (rows, length), bits, backend
+        self._held: tuple[Pages, Pages] | None = None
+
+    def write(self, layer: int, k: Tensor, v: Tensor, step: Step) -> None:
+        shape = (*self._shape, *k.shape[1:])
+        k_pages = new_pages(shape, self._bits.k, k.dtype, k.device)
+        v_pages = new_pages(shape, self._bits.v, v.dtype, v.device)
+        self._backend.write_kv(k, v, k_pages, v_pages, step.slots)
+        self._held = k_pages, v_pages
+
+    def pages(self, layer: int) -> tuple[Pages, Pages]:
         assert self._held is not None
         return self._held
 

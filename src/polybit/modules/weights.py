@@ -1,6 +1,7 @@
 """Where the parts of a model get their numbers: a folder's tensors, or the quantizer's probes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -43,14 +44,21 @@ class Weights(Protocol):
         """A small unquantized tensor: norm weights, biases, routers."""
 
 
-def one_by_one(linears: Sequence[LinearFn], norm: NormFn | None, dtype: torch.dtype) -> JointFn:
+@dataclass(frozen=True)
+class OneByOne:
     """Matrices that share their input, where nothing is gained by taking them together."""
 
-    def joint(x: Tensor) -> tuple[Tensor, ...]:
-        h = (x if norm is None else norm(x)).to(dtype)
-        return tuple(linear(h) for linear in linears)
+    linears: tuple[LinearFn, ...]
+    norm: NormFn | None
+    dtype: torch.dtype
 
-    return joint
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        h = (x if self.norm is None else self.norm(x)).to(self.dtype)
+        return tuple(linear(h) for linear in self.linears)
+
+
+def one_by_one(linears: Sequence[LinearFn], norm: NormFn | None, dtype: torch.dtype) -> JointFn:
+    return OneByOne(tuple(linears), norm, dtype)
 
 
 def after_gate(linear: LinearFn, activation: spec.Activation, backend: Backend) -> GatedFn:

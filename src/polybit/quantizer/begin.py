@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from polybit.quantizer.measurement import read_measurement, write_measurement
 from polybit.quantizer.options import ConvertOptions
 from polybit.quantizer.own_text import write_text
 from polybit.quantizer.pricing import extremes
+from polybit.quantizer.progress import Advance
 from polybit.quantizer.slots import slots_of
 from polybit.text.tokenizer import Tokenizer
 
@@ -61,8 +63,8 @@ def check_source(source: ModelSource, options: ConvertOptions) -> None:
         )
 
 
-def open_job(source: ModelSource, out: Path, options: ConvertOptions) -> Job:
-    """The job of an earlier run, or a new one with its calibration tokens kept."""
+def open_job(source: ModelSource, out: Path, options: ConvertOptions, advance: Advance) -> Job:
+    """The job of an earlier run, or a new one with its calibration tokens kept; `advance` follows their making."""
     folder = (options.work_dir or out / WORK_FOLDER).expanduser()
     if out.absolute().is_relative_to(folder.absolute()):
         raise JobError(f"work_dir {folder} is deleted at the end, but {out} would lie in it; take different folders")
@@ -71,7 +73,7 @@ def open_job(source: ModelSource, out: Path, options: ConvertOptions) -> Job:
         return Job.resume(folder, identity)
     _claim(folder, out)
     _check_disk(source, folder, options)
-    calibration = _calibrate(source, options)
+    calibration = _calibrate(source, options, advance)
     measurement = None if options.measurement is None else read_measurement(options.measurement, source.spec)
     _make_folder(folder)
     job = Job(folder, identity)
@@ -81,6 +83,13 @@ def open_job(source: ModelSource, out: Path, options: ConvertOptions) -> Job:
         write_measurement(folder / "measurement.json", source.spec, measurement)
     job.save(Progress(planned_stages(options)[0]))
     return job
+
+
+def told_stages(options: ConvertOptions) -> tuple[str, ...]:
+    """What progress is told of: the stages of the job, and the steps between them that take their time."""
+    calibrating = ("calibrate",) if options.calibration is None else ()
+    job = (("loss", stage) if stage == "backward" else (stage,) for stage in planned_stages(options))
+    return calibrating + tuple(chain.from_iterable(job))
 
 
 def planned_stages(options: ConvertOptions) -> tuple[str, ...]:
@@ -158,17 +167,17 @@ def _check_disk(source: ModelSource, folder: Path, options: ConvertOptions) -> N
         )
 
 
-def _writer(source: ModelSource, options: ConvertOptions, bos: int | None) -> Write | None:
+def _writer(source: ModelSource, options: ConvertOptions, bos: int | None, advance: Advance) -> Write | None:
     """What writes text with the whole model, or None where it does not fit into memory whole."""
     try:
         model = load(replace(source, options=replace(source.options, device=options.device)))
     except OutOfMemory as error:
         log.warning("calibration goes without text of the model's own: %s", error)
         return None
-    return lambda starts, length: write_text(model, starts, length, bos)
+    return lambda starts, length: write_text(model, starts, length, bos, advance)
 
 
-def _calibrate(source: ModelSource, options: ConvertOptions) -> Calibration:
+def _calibrate(source: ModelSource, options: ConvertOptions, advance: Advance) -> Calibration:
     """Tokens for both passes, no longer than the model's context."""
     model, tokenizer = source.spec, Tokenizer.open(source.folder)
     starts_with_bos = model.needs_bos or tokenizer.adds_bos
@@ -178,7 +187,10 @@ def _calibrate(source: ModelSource, options: ConvertOptions) -> Calibration:
         vocab_size=model.embedding.num_rows,
         bos=tokenizer.bos_id if starts_with_bos else None,
     )
-    write = None if options.calibration is not None else _writer(source, options, shape.bos)
+    write = None
+    if options.calibration is None:
+        advance(0, 1)
+        write = _writer(source, options, shape.bos, advance)
     found = read_calibration(
         options.calibration, shape, lambda text: tokenizer.encode(text, parse_special=False), write
     )

@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from polybit.model.options import LoadOptions
 from polybit.model.source import ModelSource, open_model
 from polybit.modules.rope import RopeTables
 from polybit.quantizer.allocate import Choice, allocate
-from polybit.quantizer.begin import check_source, open_job, planned_stages, read_kept_calibration
+from polybit.quantizer.begin import check_source, open_job, planned_stages, read_kept_calibration, told_stages
 from polybit.quantizer.calibration import Calibration
 from polybit.quantizer.job import STAGES, Job
 from polybit.quantizer.measure import MeasuredOption
@@ -36,21 +36,13 @@ from polybit.quantizer.passes import (
     quantize_head,
     quantize_layer,
 )
+from polybit.quantizer.progress import Teller
 from polybit.quantizer.sensitivity import keep_sensitivities, kept_sensitivities
 from polybit.quantizer.slots import Slot, slots_of
 
 __all__ = ["ConvertOptions", "ConvertProgress", "ConvertResult", "Report", "convert"]
 
 log = logging.getLogger(__name__)
-
-SHARES = {
-    "forward": 0.08,
-    "backward": 0.42,
-    "measure": 0.55,
-    "quantize": 0.43,
-    "head": 0.04,
-    "write": 0.03,
-}  # of a whole job's time, roughly
 
 
 def convert(
@@ -70,9 +62,11 @@ def convert(
     load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
     source = open_model(Path(source_folder), load_options)
     check_source(source, options)
+    out, tell = Path(out_folder).expanduser(), Teller(told_stages(options), progress or (lambda _: None))
     with torch.no_grad():
-        job = open_job(source, Path(out_folder).expanduser(), options)
-        return Conversion(source, Path(out_folder).expanduser(), options, job, progress or (lambda _: None)).run()
+        started = time.monotonic()
+        job = open_job(source, out, options, partial(tell, "calibrate"))
+        return Conversion(source, out, options, job, tell, {"calibrate": time.monotonic() - started}).run()
 
 
 @dataclass
@@ -83,9 +77,9 @@ class Conversion:
     out: Path
     options: ConvertOptions
     job: Job
-    report: Report
+    tell: Teller
+    seconds: dict[str, float]  # by stage, so far
     errors: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> ConvertResult:
         judge = {"forward": self.go_forward, "backward": self.go_back, "measure": self.measure}
@@ -118,7 +112,7 @@ class Conversion:
 
         def step(layer: int, x: Tensor) -> Tensor:
             self.job.keep_tensors(_layer_name("forward", layer), {"states": x})
-            self.tell("forward", layer + 1)
+            self.tell("forward", layer + 1, self.num_layers)
             return self.bench.open(layer).advance(x, lambda part, part_input: part(part_input))
 
         self.job.through_layers("forward", self.num_layers, lambda: self.bench.embed(self.tokens), step)
@@ -134,11 +128,12 @@ class Conversion:
             gradient, sensitivities, options = go_back(self.bench, layer, x, gradient, priced)
             keep_sensitivities(self.job, layer, sensitivities)
             self.keep_options(layer, options)
-            self.tell("backward", index + 1)
+            self.tell("backward", index + 1, self.num_layers)
             return gradient
 
         def start() -> Tensor:
-            return loss_gradient(self.bench, self.job.last_states("forward", self.num_layers))
+            states = self.job.last_states("forward", self.num_layers)
+            return loss_gradient(self.bench, states, partial(self.tell, "loss"))
 
         self.job.through_layers("backward", self.num_layers, start, step)
         if priced:
@@ -150,7 +145,7 @@ class Conversion:
         def step(layer: int, x: Tensor) -> Tensor:
             x, measured = measure_layer(self.bench, layer, x)
             self.keep_options(layer, measured)
-            self.tell("measure", layer + 1)
+            self.tell("measure", layer + 1, self.num_layers)
             return x
 
         options = self.options
@@ -182,16 +177,17 @@ class Conversion:
             sensitivities = kept_sensitivities(self.job, layer) if self.options.how.by_loss else {}
             x, errors = quantize_layer(self.bench, self.job, layer, x, pair, sensitivities)
             self.job.keep_json(_layer_name("quantize", layer), errors)
-            self.tell("quantize", layer + 1)
+            self.tell("quantize", layer + 1, self.num_layers)
             return x
 
         self.job.through_layers("quantize", self.num_layers, lambda: self.bench.embed(self.tokens), step)
         self.job.next_stage()
 
     def quantize_head(self) -> None:
+        self.tell("head", 0, 1)
         states = self.job.last_states("quantize", self.num_layers)
         quantize_head(self.bench, self.job, states, self.options.head_bits)
-        self.tell("head", self.num_layers)
+        self.tell("head", 1, 1)
         self.job.next_stage()
 
     def write(self) -> None:
@@ -204,7 +200,7 @@ class Conversion:
         record = self.calibration.record
         write_model(self.source, self.job, self.out, shard_bytes, options.bits, options.head_bits, record)
         open_model(self.out)
-        self.tell("write", self.num_layers)
+        self.tell("write", 1, 1)
 
     # ---- what they share
 
@@ -258,12 +254,6 @@ class Conversion:
         wanted = self.options.save_measurement
         if wanted is not None:
             _copy(self.measurement_file, wanted / self.measurement_file.name if wanted.is_dir() else wanted)
-
-    def tell(self, stage: str, layer: int) -> None:
-        whole = sum(SHARES[name] for name in self.planned)
-        before = sum(SHARES[name] for name in self.planned[: self.planned.index(stage)])
-        share = SHARES[stage] * layer / self.num_layers
-        self.report(ConvertProgress(stage, layer, self.num_layers, (before + share) / whole))
 
 
 def _layer_name(stage: str, layer: int) -> str:

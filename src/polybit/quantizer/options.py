@@ -48,11 +48,11 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class ConvertProgress:
-    """`layer` of `num_layers` is done in this stage; `fraction` is of the whole job."""
+    """`done` of `total` parts of this stage, layers as a rule; `fraction` is of the whole job."""
 
     stage: str
-    layer: int
-    num_layers: int
+    done: int
+    total: int
     fraction: float
 
 

@@ -3,17 +3,24 @@
 No text at hand resembles what a model was trained on as much as that. It takes the whole model in memory, for a moment.
 """
 
+from collections.abc import Callable
+from itertools import count
+
 import torch
 from torch import Tensor
 
 from polybit.model.model import Model
 from polybit.modules.step import Step
+from polybit.quantizer.draw import draw
+from polybit.quantizer.progress import Advance
 
 AT_ONCE = 64  # passages
 
 
 class PassageStore:
     """Keys and values of S passages that grow together: a page of `length` tokens each."""
+
+    is_written_by_ops = False
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -30,16 +37,28 @@ class PassageStore:
         return self._held[layer]
 
 
-def write_text(model: Model, starts: Tensor, length: int, bos: int | None) -> Tensor:
+def write_text(model: Model, starts: Tensor, length: int, bos: int | None, advance: Advance) -> Tensor:
     """starts [S], the first token of each passage (after BOS) -> [S, length], the passages without BOS.
 
     Sampled at temperature 1 with a fixed seed: the same passages at every run on the same machine.
     """
-    draw = torch.Generator().manual_seed(0)
-    return torch.cat([_write(model, part, length, bos, draw) for part in torch.split(starts, AT_ONCE)])
+    generator, portions = torch.Generator().manual_seed(0), torch.split(starts, AT_ONCE)
+    steps, num_steps = count(1), len(portions) * (length - (bos is None))
+
+    def stepped() -> None:
+        advance(next(steps), num_steps)
+
+    return torch.cat([_write(model, part, length, bos, generator, stepped) for part in portions])
 
 
-def _write(model: Model, starts: Tensor, length: int, bos: int | None, draw: torch.Generator) -> Tensor:
+def _write(
+    model: Model,
+    starts: Tensor,
+    length: int,
+    bos: int | None,
+    generator: torch.Generator,
+    stepped: Callable[[], None],
+) -> Tensor:
     given = [starts] if bos is None else [torch.full_like(starts, bos), starts]
     written, capacity = list(given), len(given) - 1 + length
     store = PassageStore(capacity)
@@ -47,7 +66,8 @@ def _write(model: Model, starts: Tensor, length: int, bos: int | None, draw: tor
         step = _step(len(starts), position, capacity, model.device)
         logits = model.forward(written[position].to(model.device), step, store)
         if position + 1 == len(written):
-            written.append(_sample(logits, draw))
+            written.append(_sample(logits, generator))
+        stepped()
     return torch.stack(written[-length:], dim=1)
 
 
@@ -64,6 +84,6 @@ def _step(num_passages: int, position: int, capacity: int, device: torch.device)
     )
 
 
-def _sample(logits: Tensor, draw: torch.Generator) -> Tensor:
-    """[S, V] -> [S]"""
-    return torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=draw)[:, 0]
+def _sample(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """[S, V] -> [S] on the CPU"""
+    return draw(logits.float().softmax(-1), generator).cpu()

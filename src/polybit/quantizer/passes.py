@@ -24,9 +24,11 @@ from polybit.quantizer.output import keep_quantized
 from polybit.quantizer.part import OpenBlock, Part, open_block, relative_error
 from polybit.quantizer.pricing import block_costs, options_of, set_within
 from polybit.quantizer.probe import Probe, ProbeWeights, in_half
+from polybit.quantizer.progress import Advance
 from polybit.quantizer.sensitivity import Sensitivity, backward, head_gradient
 from polybit.quantizer.stored import head_weight
 
+JUDGED_ROWS = 4  # that a quantized part's error is reported of
 PRICED_COLUMNS = 4096  # of a head: enough to choose a layout by
 MAX_FED_BACK_HEAD = 10**9  # elements; larger heads are rounded without feedback (format 9.4)
 
@@ -87,9 +89,9 @@ def measure_layer(bench: Workbench, layer: int, x: Tensor) -> tuple[Tensor, list
     return bench.open(layer).advance(x, visit), measured
 
 
-def loss_gradient(bench: Workbench, x: Tensor) -> Tensor:
+def loss_gradient(bench: Workbench, x: Tensor, advance: Advance) -> Tensor:
     """x [R, L, E], the last layer's unquantized outputs -> the gradient there of the model's own loss."""
-    return head_gradient(x, *bench.open_head(), bench.source.spec.head.softcap)
+    return head_gradient(x, *bench.open_head(), bench.source.spec.head.softcap, advance)
 
 
 def go_back(
@@ -121,24 +123,25 @@ def quantize_layer(
 ) -> tuple[Tensor, dict[str, float]]:
     """Quantize a layer on the outputs x [R, L, E] of the quantized layers before it, with one option for each part.
 
-    Keeps the matrices in the job. Returns the quantized layer's output, and the relative error of each part by name.
+    Keeps the matrices in the job. Returns the quantized layer's output, and the relative error of each part by name,
+    on some of the rows.
     A method by loss wants the sensitivity of every matrix by its key.
     """
     options, errors = iter(chosen), dict[str, float]()
 
     def visit(part: Part, part_input: Tensor) -> Tensor:
-        option = next(options)
+        option, judged = next(options), slice(None, None, -(-len(x) // JUDGED_ROWS))
         if bench.method.by_loss:
-            wanted = part(part_input)
+            wanted = part(part_input[judged])
             found = _in_order(bench, part, part_input, option, sensitivities)
         else:
-            wanted, factors = part.run_and_factorize(part_input)
-            found = _at_once(bench, part, option, factors)
+            outputs, factors = part.run_and_factorize(part_input)
+            wanted, found = outputs[judged], _at_once(bench, part, option, factors)
         for key, quantized in found:
             keep(job, part.probes[key], quantized)
             part.probes[key].weight = quantized.dense
         output = part(part_input)
-        errors[part.slot.name] = relative_error(output, wanted)
+        errors[part.slot.name] = relative_error(output[judged], wanted)
         return output
 
     return bench.open(layer).advance(x, visit), errors

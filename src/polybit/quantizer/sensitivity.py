@@ -13,9 +13,11 @@ from torch import Tensor
 
 from polybit.modules.step import whole_rows
 from polybit.modules.weights import NormFn
+from polybit.quantizer.draw import draw
 from polybit.quantizer.job import Job
 from polybit.quantizer.part import OpenBlock, chunks
 from polybit.quantizer.probe import Probe
+from polybit.quantizer.progress import Advance
 
 MAX_TOKEN_WEIGHT = 20.0  # times the mean: few tokens, most often a row's first, would outweigh all others
 TOKENS_OF_LOGITS = 256  # at once: logits are wide
@@ -55,25 +57,26 @@ class Echo:
         return self._hessian / total if total > 0 else torch.eye(len(self._hessian), device=self._hessian.device)
 
 
-def head_gradient(x: Tensor, norm: NormFn, head: Probe, softcap: float | None) -> Tensor:
+def head_gradient(x: Tensor, norm: NormFn, head: Probe, softcap: float | None, advance: Advance) -> Tensor:
     """x [R, L, E], the last layer's outputs -> the gradient there of the loss summed over all tokens."""
-    draw, out = torch.Generator().manual_seed(0), torch.empty_like(x)
-    portions = (torch.split(tensor.flatten(0, 1), TOKENS_OF_LOGITS) for tensor in (x, out))
-    for rows, result in zip(*portions, strict=True):
+    generator, out = torch.Generator().manual_seed(0), torch.empty_like(x)
+    portions, results = (torch.split(tensor.flatten(0, 1), TOKENS_OF_LOGITS) for tensor in (x, out))
+    for i, (rows, result) in enumerate(zip(portions, results, strict=True)):
         with torch.enable_grad():
             states = rows.to(head.original.device, copy=True).requires_grad_()
             normed = norm(states)
-        arriving = _logits_gradient(normed.detach(), head, softcap, draw)
+        arriving = _logits_gradient(normed.detach(), head, softcap, generator)
         result.copy_(torch.autograd.grad(normed, states, arriving)[0])
+        advance(i + 1, len(portions))
     return out
 
 
-def _logits_gradient(normed: Tensor, head: Probe, softcap: float | None, draw: torch.Generator) -> Tensor:
+def _logits_gradient(normed: Tensor, head: Probe, softcap: float | None, generator: torch.Generator) -> Tensor:
     """[T, E]: softmax minus a token drawn from it, taken back through the head."""
     logits = head(normed)
     capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     gradient = capped.softmax(-1)
-    drawn = torch.multinomial(gradient.cpu(), 1, generator=draw).to(gradient.device)
+    drawn = draw(gradient, generator)[:, None]
     gradient.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=gradient.dtype))
     if softcap is not None:
         gradient *= 1 - (capped / softcap).square()

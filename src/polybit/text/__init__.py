@@ -2,6 +2,7 @@
 
 from polybit.text.chat_template import ChatTemplate, Message
 from polybit.text.detokenizer import Detokenizer
+from polybit.text.piece_index import PieceIndex
 from polybit.text.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "Detokenizer", "Message", "Tokenizer"]
+__all__ = ["ChatTemplate", "Detokenizer", "Message", "PieceIndex", "Tokenizer"]

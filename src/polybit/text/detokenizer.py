@@ -1,6 +1,7 @@
 """Token ids to text, one at a time: each call returns the text that became certain."""
 
 import codecs
+import copy
 from collections.abc import Iterable
 
 from polybit.text.pieces import Pieces
@@ -19,6 +20,7 @@ class Detokenizer:
         self._dropped: frozenset[int] = frozenset() if special else pieces.special
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._at_start = pieces.strips_lead
+        self._to_skip = 0
         for token in after:
             self.feed(token)
 
@@ -28,7 +30,31 @@ class Detokenizer:
         if self._at_start and piece:
             self._at_start = False
             piece = piece.removeprefix(b" ")
+        if self._to_skip:
+            skipped = min(self._to_skip, len(piece))
+            piece, self._to_skip = piece[skipped:], self._to_skip - skipped
         return self._decoder.decode(piece)
+
+    def skip(self, num_bytes: int) -> None:
+        """The next bytes to come are out already."""
+        self._to_skip = num_bytes
+
+    @property
+    def drops_space(self) -> bool:
+        """Whether a space that comes next is the tokenizer's own."""
+        return self._at_start
+
+    @property
+    def is_between_characters(self) -> bool:
+        """Whether no byte waits for the rest of its character."""
+        return not self._decoder.getstate()[0]
+
+    def copy(self) -> "Detokenizer":
+        """As it is now; neither changes the other."""
+        other = copy.copy(self)
+        other._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        other._decoder.setstate(self._decoder.getstate())
+        return other
 
     def finish(self) -> str:
         """What is left at the end: U+FFFD where a character stays unfinished, else nothing."""

@@ -12,6 +12,7 @@ import tokenizers
 from polybit.errors import ConfigError, RequestError
 from polybit.text.detokenizer import Detokenizer
 from polybit.text.json_object import read_object, read_text
+from polybit.text.piece_index import PieceIndex
 from polybit.text.pieces import Pieces, read_pieces
 from polybit.text.special_tokens import SpecialTokens, read_special_tokens
 
@@ -78,6 +79,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id; a model's own vocabulary may be padded beyond it."""
         return max(self.vocabulary.values(), default=-1) + 1
+
+    @cached_property
+    def piece_index(self) -> PieceIndex:
+        """Made at the first use, in some tenths of a second for a large vocabulary."""
+        return PieceIndex(self.pieces)
 
     def id_of(self, token: str) -> int | None:
         """The id of a token as tokenizer.json writes it: `<|im_end|>`, `Ġthe`, `▁the`."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from polybit import spec
 from polybit.bench.work import bits_per_weight, cache_bytes, operations, weight_bytes
 from unit.bench.subjects import synthetic
 
@@ -41,7 +42,11 @@ def test_experts_count_as_often_as_they_are_used(tmp_path: Path) -> None:
     assert in_experts(1000) == pytest.approx(2 * 3 * 8)
 
 
+def two_bytes(attn: spec.Attention) -> int:
+    return 2 * 2 * attn.num_kv_heads * attn.head_dim
+
+
 def test_a_window_bounds_what_is_read_of_the_cache(tmp_path: Path) -> None:
-    assert cache_bytes(synthetic(tmp_path).model, 100, 2) == 2 * 2 * 2 * 64 * 100
+    assert cache_bytes(synthetic(tmp_path).model, 100, two_bytes) == 2 * 2 * 2 * 64 * 100
     mistral = {"architectures": ["MistralForCausalLM"], "sliding_window": 30}
-    assert cache_bytes(synthetic(tmp_path, **mistral).model, 100, 2) == 2 * 2 * 2 * 64 * 30
+    assert cache_bytes(synthetic(tmp_path, **mistral).model, 100, two_bytes) == 2 * 2 * 2 * 64 * 30

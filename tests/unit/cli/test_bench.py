@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-import polybit
+from polybit import version
 from polybit.bench.first_use import FirstUse
-from polybit.bench.report import source_commit
+from polybit.bench.report import Vram, source_commit
 from polybit.bench.subject import Request
-from polybit.cli.bench import speed
+from polybit.cli.bench import memory_line, speed
 from polybit.model.options import LoadOptions
 from random_model import write_random_model
 from unit.bench.subjects import hurry, write_config
 from unit.cli.program import Polybit
 
 KEYS = {"decode", "prefill", "load_s", "vram_gb", "first_use_s", "read_gb_s", "matmul_tflops", "device", "commit"}
-KEYS |= {"model", "bpw", "backend", "torch"}
+KEYS |= {"model", "bpw", "backend", "torch", "vram", "first_use_cached_s"}
 SMALL = ("--batch", "1,3", "--context", "5,300", "--prefill", "7", "--device", "cpu")
 
 
@@ -79,7 +79,8 @@ def test_first_use_is_measured_where_asked_for(
     result = polybit_cli("bench", "--synthetic", wish, *options)
     assert result.code == 0, result.err
     assert asked == [Request(None, wish, 6, 0, LoadOptions(device="cpu"))]
-    assert json.loads(written.read_text())["first_use_s"] == 12.5
+    figures = json.loads(written.read_text())
+    assert (figures["first_use_s"], figures["first_use_cached_s"]) == (12.5, 2.5)
     assert json.loads(written.read_text())["prefill"] == []
     assert "12.5 s, then 2.5 s" in result.out
 
@@ -106,6 +107,14 @@ def test_what_cannot_be_measured_is_one_line(polybit_cli: Polybit, arguments: tu
     assert words in result.err
 
 
+def test_memory_is_told_by_its_parts() -> None:
+    vram = Vram(weights=20 * 10**9, allocated=22 * 10**9, reserved=23 * 10**9, used=24 * 10**9, cache_tokens=4096)
+    assert memory_line(vram).startswith("24.00 GB of the device with 4096 tokens cached")
+    assert vram.to_json() == {
+        "weights_gb": 20.0, "allocated_gb": 22.0, "reserved_gb": 23.0, "used_gb": 24.0, "cache_tokens": 4096
+    }  # fmt: skip
+
+
 def test_a_model_that_does_not_fit_is_refused_with_both_sizes(
     polybit_cli: Polybit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,10 +126,10 @@ def test_a_model_that_does_not_fit_is_refused_with_both_sizes(
 
 
 def test_the_commit_is_the_source_trees_or_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polybit, "__file__", str(tmp_path / "src" / "polybit" / "__init__.py"))
-    assert source_commit() == polybit.__version__
+    monkeypatch.setattr(version, "__file__", str(tmp_path / "src" / "polybit" / "version.py"))
+    assert source_commit() == version.__version__
     (tmp_path / ".git").write_text("gitdir: nowhere")
-    assert source_commit() == polybit.__version__
+    assert source_commit() == version.__version__
 
 
 @pytest.mark.parametrize(

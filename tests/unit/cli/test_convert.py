@@ -1,6 +1,7 @@
 """`polybit convert`, and `convert.py` with the original's flags, on a tiny model."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,7 @@ def test_a_flag_without_effect_says_so(
         raise JobError("far enough")
 
     monkeypatch.setattr(original_convert, "convert_folder", stop)
+    caplog.set_level(logging.INFO)
     assert guarded(lambda: original_convert.run(["-i", "a", "-o", "b", flag])) == 2
     assert f"{flag.split('=')[0]} has no effect" in caplog.text
 

@@ -30,6 +30,19 @@ def test_without_a_reference_only_perplexity(
     assert f"{score['perplexity']:.4f}" in result.out
 
 
+def test_windows_that_were_used_before_are_left_out(
+    polybit_cli: Polybit, model_folder: Path, text: Path, tmp_path: Path
+) -> None:
+    written, rest = tmp_path / "score.json", tmp_path / "rest.txt"
+    rest.write_bytes(text.read_bytes()[100:])
+    found = []
+    for options in (("--text", text, "--skip", "2"), ("--text", rest)):
+        polybit_cli("eval", model_folder, *options, "--length", "50", "--json", written, "--device", "cpu")
+        found.append(json.loads(written.read_text()))
+    assert found[0] == found[1]
+    assert found[0]["tokens"] == 49
+
+
 def test_a_model_is_at_no_distance_from_itself(
     polybit_cli: Polybit, model_folder: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -39,6 +52,18 @@ def test_a_model_is_at_no_distance_from_itself(
     score = json.loads(written.read_text())
     assert (score["tokens"], score["top1"]) == (98, 1.0)
     assert score["kl"] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_quantized_cache_is_compared_with_a_full_one(
+    polybit_cli: Polybit, model_folder: Path, text: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for cache in ("q4", "q8"):
+        written = tmp_path / f"{cache}.json"
+        options = ("--text", text, "--rows", "2", "--length", "50", "--json", written, "--device", "cpu")
+        polybit_cli("eval", model_folder, "--reference", model_folder, "--cache", cache, *options)
+        found[cache] = json.loads(written.read_text())["kl"]
+    assert 0 < found["q8"] < found["q4"] / 20
 
 
 def test_a_model_that_needs_bos_gets_one_in_each_window(polybit_cli: Polybit, tmp_path: Path, text: Path) -> None:

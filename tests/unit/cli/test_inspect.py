@@ -20,6 +20,18 @@ def test_json_of_an_unquantized_model(polybit_cli: Polybit, model_folder: Path) 
     assert device["layers"] == [0, 1]
 
 
+def test_a_quantized_cache_counts_its_scales(polybit_cli: Polybit, model_folder: Path) -> None:
+    found = polybit_cli("inspect", model_folder, "--plan", "--json", "-c", "300", "--device", "cpu", "--cache", "q6")
+    (device,) = json.loads(found.out)["devices"]
+    assert device["cache_bytes"] == 512 * 2 * (2 * 16) * (8 + 4 + 2 * 16 / 16) / 8  # layers, heads of 16, bits
+
+
+def test_an_unknown_cache_is_refused(polybit_cli: Polybit, model_folder: Path) -> None:
+    found = polybit_cli("inspect", model_folder, "--plan", "--cache", "q5")
+    assert found.code == 2
+    assert "cache is 'q5', expected fp16, q8, q6, q4" in found.err
+
+
 def test_tables_for_people(polybit_cli: Polybit, model_folder: Path) -> None:
     layers = polybit_cli("inspect", model_folder, "--device", "cpu").out
     assert "16.00" in layers

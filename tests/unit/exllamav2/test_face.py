@@ -1,5 +1,6 @@
 """exllamav2's interface: what it takes, what it gives back, and what it refuses by name."""
 
+import asyncio
 import inspect
 import math
 import threading
@@ -12,13 +13,16 @@ from exllamav2 import ExLlamaV2, ExLlamaV2Cache, ExLlamaV2Config, ExLlamaV2Token
 from exllamav2.generator import (
     ExLlamaV2BaseGenerator,
     ExLlamaV2DynamicGenerator,
+    ExLlamaV2DynamicGeneratorAsync,
     ExLlamaV2DynamicJob,
+    ExLlamaV2DynamicJobAsync,
     ExLlamaV2Sampler,
     ExLlamaV2StreamingGenerator,
 )
 from polybit import generator
 from polybit.errors import ConfigError, OutOfMemory, PolybitError, RequestError
 from polybit.generator import SamplingParams
+from polybit.generator.sampling.steps import steps_of
 from random_model import write_random_model
 from unit.text.folders import byte_level, write
 
@@ -148,9 +152,25 @@ class TestModelAndCache:
         model.load()
         assert cache.pool.num_tokens == 512
 
-    @pytest.mark.parametrize("kind", ["8bit", "Q4", "Q6", "Q8", "TP"])
-    def test_other_caches_say_what_to_use(self, kind, parts):
-        with pytest.raises(RequestError, match=f"ExLlamaV2Cache_{kind} .*use ExLlamaV2Cache"):
+    @pytest.mark.parametrize(("kind", "bits"), [("Q4", 5), ("Q6", 7), ("Q8", 9)])  # 16 / 16 for scales
+    def test_quantized_caches(self, kind, bits, folder, monkeypatch):
+        planned = []
+        real = exllamav2.model.load
+        monkeypatch.setattr(
+            "exllamav2.model.load", lambda source, *rest: (planned.append(source.options.cache), real(source, *rest))[1]
+        )
+        config = ExLlamaV2Config(str(folder))
+        model = ExLlamaV2(config)
+        cache = getattr(exllamav2, f"ExLlamaV2Cache_{kind}")(model, lazy=True, max_seq_len=256)
+        model.load_autosplit(cache)
+        assert planned == [kind.lower()]
+        assert cache.footprint() == [2 * 256 * 2 * 2 * 2 * 16 * bits // 8]
+        text = ExLlamaV2DynamicGenerator(model, cache, ExLlamaV2Tokenizer(config)).generate("one", 8)
+        assert len(text) > len("one")
+
+    @pytest.mark.parametrize(("kind", "other"), [("8bit", "ExLlamaV2Cache_Q8"), ("TP", "ExLlamaV2Cache")])
+    def test_other_caches_say_what_to_use(self, kind, other, parts):
+        with pytest.raises(RequestError, match=f"ExLlamaV2Cache_{kind} .*use {other}"):
             getattr(exllamav2, f"ExLlamaV2Cache_{kind}")(parts["model"], lazy=True)
 
 
@@ -224,7 +244,7 @@ class TestDynamicGenerator:
         event.set()
         assert dynamic.generate("one", 8, abort_event=event) is None
         assert dynamic.num_remaining_jobs() == 0
-        assert parts["cache"].pool.free.num_held == 0
+        assert parts["cache"].pool.book.num_held == 0
 
     def test_too_long_for_the_cache_is_refused_with_figures(self, dynamic):
         with pytest.raises(RequestError, match="are 513 tokens together, but the cache holds 512"):
@@ -234,13 +254,9 @@ class TestDynamicGenerator:
     @pytest.mark.parametrize(
         "argument",
         [
-            {"min_new_tokens": 3},
-            {"token_healing": True},
             {"filters": [object()]},
             {"filter_prefer_eos": True},
-            {"return_last_results": True},
             {"embeddings": [object()]},
-            {"banned_strings": ["x"]},
         ],
     )
     def test_what_it_cannot_do_is_named(self, dynamic, argument):
@@ -248,14 +264,43 @@ class TestDynamicGenerator:
             dynamic.generate("one", 8, **argument)
         assert dynamic.num_remaining_jobs() == 0
 
+    def test_last_results_come_along_on_request(self, dynamic):
+        text, last = dynamic.generate("one", 8, seed=3, return_last_results=True)
+        assert text == dynamic.generate("one", 8, seed=3)
+        assert (last["eos"], last["new_tokens"]) == (True, 8)
+        texts, last = dynamic.generate(["one", "two"], 8, seed=3, return_last_results=True)
+        assert [text[:3] for text in texts] == ["one", "two"]
+        assert [one["full_completion"] for one in last] == [text[3:] for text in texts]
+
+    def test_a_jobs_length_may_be_bounded(self, parts):
+        dynamic = ExLlamaV2DynamicGenerator(**parts, max_seq_len=100)
+        with pytest.raises(RequestError, match="101 tokens together, but the cache holds 100"):
+            dynamic.generate("p", 100)
+
+    def test_what_has_no_meaning_here(self, dynamic):
+        dynamic.set_loras(None)
+        dynamic.defrag_cache()
+        with pytest.raises(RequestError, match="loras"):
+            dynamic.set_loras([object()])
+        with pytest.raises(RequestError, match="num_free"):
+            dynamic.print_page_list()
+
     def test_pairs_of_prompts_are_refused(self, dynamic):
         with pytest.raises(RequestError, match="CFG"):
             dynamic.generate([("one", "two")], 8)
 
-    @pytest.mark.parametrize("argument", [{"draft_model": object()}, {"use_ngram_draft": True}, {"max_seq_len": 128}])
+    @pytest.mark.parametrize("argument", [{"draft_model": object()}, {"use_ngram_draft": True}])
     def test_so_is_what_the_generator_cannot_do(self, parts, argument):
         with pytest.raises(RequestError, match=next(iter(argument))):
             ExLlamaV2DynamicGenerator(**parts, **argument)
+
+
+def run(dynamic):
+    """All results until the queue is empty."""
+    results = []
+    while dynamic.num_remaining_jobs():
+        results += dynamic.iterate()
+    return results
 
 
 class TestJobs:
@@ -266,10 +311,11 @@ class TestJobs:
     def test_results_add_up_to_the_completion(self, dynamic, parts):
         job = self.job(parts, "some prompt", identifier="mine")
         assert dynamic.enqueue(job) == 1
-        results = []
-        while dynamic.num_remaining_jobs():
-            results += dynamic.iterate()
+        results = run(dynamic)
         last = results[-1]
+        assert [result["stage"] for result in results[:3]] == ["started", "prefill", "streaming"]
+        assert (results[1]["curr_progress"], results[1]["max_progress"]) == (11, 11)
+        assert {"started", "prefill", "streaming"} == {result["stage"] for result in results}
         assert "".join(result.get("text", "") for result in results) == job.full_completion == last["full_completion"]
         assert sum(result["token_ids"].shape[1] for result in results if "token_ids" in result) == 10
         assert all(result["identifier"] == "mine" and result["serial"] == 1 for result in results)
@@ -280,27 +326,81 @@ class TestJobs:
     def test_a_stop_is_explained(self, dynamic, parts):
         text = dynamic.generate("some", 10, seed=1, gen_settings=HOT, completion_only=True)
         dynamic.enqueue(self.job(parts, "some", stop_conditions=[text[3:5]]))
-        last = {}
-        while dynamic.num_remaining_jobs():
-            (last,) = dynamic.iterate()
+        last = run(dynamic)[-1]
         assert (last["eos_reason"], last["eos_triggering_string"]) == ("stop_string", text[3:5])
 
     def test_a_stop_token_is_explained(self, dynamic, parts):
         dynamic.enqueue(self.job(parts, "some", stop_conditions=list(range(260))))
-        (last,) = dynamic.iterate()
+        last = run(dynamic)[-1]
         assert (last["eos_reason"], last["new_tokens"]) == ("stop_token", 0)
         assert last["eos_triggering_token_str"] == parts["tokenizer"].inner.token_of(last["eos_triggering_token_id"])
 
     def test_cancelling_frees_its_pages(self, dynamic, parts):
         jobs = [self.job(parts, "one"), self.job(parts, "two")]
         assert dynamic.enqueue(jobs) == [1, 2]
-        dynamic.iterate()
+        assert {result["job"] for result in dynamic.iterate()} == set(jobs)
+        assert parts["cache"].pool.book.num_held == 2
         dynamic.cancel(jobs[0])
         dynamic.cancel(jobs[0])  # again: it is gone already
-        assert parts["cache"].pool.free.num_held == 0
-        assert dynamic.iterate()[0]["job"] is jobs[1]
+        assert parts["cache"].pool.book.num_held == 1
+        assert {result["job"] for result in dynamic.iterate()} == {jobs[1]}
         dynamic.clear_queue()
-        assert dynamic.num_remaining_jobs() == parts["cache"].pool.free.num_held == 0
+        assert dynamic.num_remaining_jobs() == parts["cache"].pool.book.num_held == 0
+
+    def test_all_that_fit_run_together(self, dynamic, parts):
+        jobs = [self.job(parts, text, seed=i) for i, text in enumerate(["one", "two", "three"])]
+        dynamic.enqueue(jobs)
+        assert run(dynamic)
+        alone = [
+            dynamic.generate(text, 10, gen_settings=HOT, seed=i, completion_only=True)
+            for i, text in enumerate(["one", "two", "three"])
+        ]
+        assert [job.full_completion for job in jobs] == alone
+
+    @pytest.mark.parametrize("limit", [{"max_batch_size": 1}, {"paged": False}])
+    def test_or_one_at_a_time(self, parts, limit):
+        dynamic = ExLlamaV2DynamicGenerator(**parts, **limit)
+        dynamic.enqueue([self.job(parts, "one"), self.job(parts, "two")])
+        ended = [result["serial"] for result in run(dynamic) if result["stage"] == "started" or result["eos"]]
+        assert ended == [1, 1, 2, 2]
+
+    def test_what_others_have_read_is_told(self, dynamic, parts):
+        dynamic.reset_page_table()
+        text = "the same beginning " * 20
+        pages = [self.last(dynamic, parts, text)["cached_pages"] for _ in range(2)]
+        assert pages == [0, 1]
+        dynamic.reset_page_table()
+        assert self.last(dynamic, parts, text)["cached_tokens"] == 0
+
+    def last(self, dynamic, parts, text):
+        dynamic.enqueue(self.job(parts, text))
+        return run(dynamic)[-1]
+
+    def test_tokens_without_text_are_held_at_the_end(self, dynamic, parts):
+        text = dynamic.generate("some", 10, seed=1, gen_settings=HOT, completion_only=True)
+        dynamic.enqueue(self.job(parts, "some", stop_conditions=[text[:2]]))
+        results = run(dynamic)
+        assert all("text" not in result and "token_ids" not in result for result in results)
+        assert results[-1]["held"]["token_ids"].shape[1] == results[-1]["new_tokens"] > 0
+
+    def test_a_job_that_fails_raises_and_the_others_go_on(self, dynamic, parts, monkeypatch):
+        jobs = [self.job(parts, text) for text in ("one", "bad!", "two")]
+        model, bad = type(parts["model"].inner), parts["tokenizer"].single_id("!")
+        forward = model.forward
+
+        def spoiled(self, tokens, step, pool, logits_at):
+            logits = forward(self, tokens, step, pool, logits_at).clone()
+            logits[tokens[logits_at] == bad] = math.nan
+            return logits
+
+        monkeypatch.setattr(model, "forward", spoiled)
+        dynamic.enqueue(jobs)
+        results = dynamic.iterate()
+        with pytest.raises(PolybitError, match="NaN"):
+            dynamic.iterate()
+        results += run(dynamic)
+        assert {result["serial"] for result in results if result["eos"]} == {1, 3}
+        assert parts["cache"].pool.book.num_held == 0
 
     @pytest.mark.parametrize("ids", [torch.zeros(2, 3), [torch.zeros(1, 3)] * 2, "text"])
     def test_only_one_row_of_ids(self, ids):
@@ -308,30 +408,131 @@ class TestJobs:
             ExLlamaV2DynamicJob(ids, 5)
 
 
+class TestText:
+    """What a job asks of its text and is told of its tokens."""
+
+    def results(self, dynamic, **options):
+        ids = dynamic.tokenizer.encode("one")
+        dynamic.enqueue(ExLlamaV2DynamicJob(ids, 20, gen_settings=GREEDY, **options))
+        told = []
+        while dynamic.num_remaining_jobs():
+            told += dynamic.iterate()
+        return [result for result in told if result["stage"] == "streaming"]
+
+    def test_banned_strings_are_taken_back_and_their_tokens_never_told(self, dynamic):
+        text = self.results(dynamic)[-1]["full_completion"]
+        told = self.results(dynamic, banned_strings=[text[4:7].upper()])
+        assert told[-1]["full_completion"][:4] == text[:4]
+        assert text[4:7].lower() not in told[-1]["full_completion"].lower()
+        assert text[4:7] in "".join(result.get("suppressed_text", "") for result in told)
+        tokens = [token for result in told if "token_ids" in result for token in result["token_ids"][0].tolist()]
+        assert dynamic.tokenizer.decode(tokens) == told[-1]["full_completion"]
+
+    def test_no_stop_token_before_min_new_tokens(self, dynamic):
+        first = dynamic.tokenizer.encode(self.results(dynamic)[-1]["full_completion"])[0, 0].item()
+        assert self.results(dynamic, stop_conditions=[first])[-1]["new_tokens"] == 0
+        assert self.results(dynamic, stop_conditions=[first], min_new_tokens=3)[-1]["new_tokens"] >= 3
+
+    def test_token_healing(self, dynamic, engine):
+        healed = dynamic.generate("one ", 5, gen_settings=GREEDY, token_healing=True, completion_only=True)
+        expected = engine.generate("one ", max_tokens=5, temperature=0, ignore_eos=True, token_healing=True)
+        assert healed == expected.text
+
+    def test_probabilities(self, dynamic):
+        for result in self.results(dynamic, return_probs=True, return_top_tokens=2):
+            if "token_ids" in result:
+                count = result["token_ids"].shape[1]
+                assert torch.equal(result["token_probs"], torch.ones(1, count))
+                assert torch.equal(result["top_k_tokens"][..., 0], result["token_ids"])
+                assert result["top_k_probs"].tolist() == [[[1, 0]] * count]
+
+
 class TestSettings:
-    def test_every_sampler_that_is_not_there_is_refused_by_name(self, dynamic):
-        changes = {
-            "token_repetition_range": 64,
-            "token_repetition_decay": 8,
-            "token_presence_penalty": 0.1,
-            "token_frequency_penalty": 0.1,
-            "token_bias": torch.zeros(3),
-            "dry_multiplier": 0.8,
-            "smoothing_factor": 0.3,
-            "top_a": 0.1,
-            "tfs": 0.9,
-            "typical": 0.9,
-            "mirostat": True,
-            "temperature_last": True,
-            "max_temp": 2.0,
-            "xtc_probability": 0.5,
-            "skew": 0.2,
-            "cfg_scale": 1.5,
-            "post_sampling_hooks": [print],
-        }
-        for name, value in changes.items():
-            with pytest.raises(RequestError, match=f"Settings: {name} is not supported"):
-                dynamic.generate("one", 4, gen_settings=ExLlamaV2Sampler.Settings(**{name: value}))
+    @pytest.mark.parametrize(
+        ("name", "value"), [("cfg_scale", 1.5), ("post_sampling_hooks", [print]), ("mirostat_mu", 3.0)]
+    )
+    def test_what_is_not_there_is_refused_by_name(self, dynamic, name, value):
+        with pytest.raises(RequestError, match=f"Settings: {name} is not supported"):
+            dynamic.generate("one", 4, gen_settings=ExLlamaV2Sampler.Settings(**{name: value}))
+
+    @pytest.mark.parametrize(
+        ("name", "value", "expected"),
+        [
+            ("temperature", -1, "a number from 0 to 100"),
+            ("top_k", 1.5, "an integer from 0"),
+            ("token_repetition_range", -2, "an integer from -1"),
+            ("token_repetition_penalty", 0, "a number above 0"),
+            ("mirostat_tau", 0, "a number above 0"),
+            ("mirostat", 1, "True or False"),
+            ("min_p", math.nan, "a number from 0 to 1"),
+            ("dry_base", 0.5, "a number from 1 to 10"),
+            ("token_bias", [1.0], "a tensor"),
+            ("token_bias", torch.zeros(2, 3), "a tensor"),
+        ],
+    )
+    def test_values_out_of_range_are_named(self, name, value, expected):
+        with pytest.raises(RequestError, match=rf"Settings: {name} is .*{expected}"):
+            ExLlamaV2Sampler.Settings(**{name: value}).params()
+
+    def test_the_defaults_are_the_originals(self):
+        params = SamplingParams(**ExLlamaV2Sampler.Settings().params())
+        assert (params.temperature, params.top_k, params.top_p, params.min_p) == (0.8, 50, 0.8, 0.0)
+        assert (params.repetition_penalty, params.penalty_range, params.penalty_decay) == (1.025, 0, 0)
+        on = [step.name for step in steps_of(params)]
+        assert on == ["penalties", "temperature", "top_k", "top_p"]
+
+    @pytest.mark.parametrize(
+        ("settings", "fields"),
+        [
+            ({"token_repetition_range": 64, "token_repetition_decay": 8}, {"penalty_range": 64, "penalty_decay": 8}),
+            ({"token_repetition_range": 0}, {"repetition_penalty": 1.0}),
+            ({"token_repetition_range": 0, "token_repetition_decay": 4}, {"penalty_range": 1, "penalty_decay": 4}),
+            ({"token_presence_penalty": 0.1}, {"presence_penalty": 0.1}),
+            ({"token_frequency_penalty": 0.1}, {"frequency_penalty": 0.1}),
+            ({"token_bias": torch.tensor([0, 1.5, -math.inf])}, {"logit_bias": {1: 1.5, 2: -math.inf}}),
+            ({"dry_multiplier": 0.8}, {"dry_multiplier": 0.8, "dry_max_match": 20}),
+            ({"dry_multiplier": 0.8, "dry_sequence_breakers": {7}}, {"dry_breakers": (), "dry_breaker_tokens": (7,)}),
+            ({"smoothing_factor": 0.3}, {"smoothing_factor": 0.3}),
+            ({"top_a": 0.1}, {"top_a": 0.1}),
+            ({"tfs": 0.9}, {"tfs": 0.9}),
+            ({"typical": 0.9}, {"typical": 0.9}),
+            ({"tfs": 0, "typical": 1.5}, {"tfs": 1.0, "typical": 1.0}),
+            ({"mirostat": True, "mirostat_tau": 2.0}, {"mirostat_tau": 2.0, "mirostat_eta": 0.1}),
+            ({"mirostat_tau": 2.0}, {"mirostat_tau": 0.0}),
+            ({"temperature_last": True}, {"temperature_last": True}),
+            ({"min_temp": 0.5, "max_temp": 2.0}, {"min_temperature": 0.5, "max_temperature": 2.0}),
+            ({"min_temp": 0.5}, {"max_temperature": 0.0}),
+            ({"xtc_probability": 0.5}, {"xtc_probability": 0.5, "xtc_spared": ("\n",)}),
+            ({"xtc_ignore_tokens": [3]}, {"xtc_spared": (), "xtc_spared_tokens": (3,)}),
+            ({"skew": 0.2}, {"skew": 0.2}),
+        ],
+    )
+    def test_each_setting_is_a_parameter(self, settings, fields):
+        params = SamplingParams(**ExLlamaV2Sampler.Settings(**settings).params())
+        assert {name: getattr(params, name) for name in fields} == fields
+
+    def test_tokens_can_be_disallowed_and_allowed(self, parts, dynamic):
+        tokenizer, settings = parts["tokenizer"], ExLlamaV2Sampler.Settings.greedy()
+        settings.allow_tokens(tokenizer, [64, "b"])
+        text = dynamic.generate("one", 20, gen_settings=settings, completion_only=True)
+        allowed = set(tokenizer.decode([64]) + "b")
+        assert set(text) <= allowed
+        settings.disallow_tokens(tokenizer, [64])
+        assert dynamic.generate("one", 20, gen_settings=settings, completion_only=True) == "b" * 20
+        with pytest.raises(RequestError, match="'bbb' is no token"):
+            settings.allow_tokens(tokenizer, ["bbb"])
+
+    def test_one_step_by_itself(self, parts):
+        logits, ids = torch.tensor([[[0.0, 3.0, 1.0, 2.0]], [[5.0, 0.0, 1.0, 2.0]]]), torch.tensor([[1], [2]])
+        greedy = ExLlamaV2Sampler.Settings.greedy()
+        tokens, top, top_probs, probs, ended = ExLlamaV2Sampler.sample(
+            logits, greedy, ids, 0.5, parts["tokenizer"], return_top_tokens=2, blocked_tokens=[0]
+        )
+        assert (tokens.tolist(), probs.tolist(), ended) == ([[1], [3]], [[1], [1]], False)
+        assert (top[:, 0, 0].tolist(), top_probs.tolist()) == ([1, 3], [[[1, 0]], [[1, 0]]])
+        warm = ExLlamaV2Sampler.Settings(token_repetition_penalty=1.0, temperature=1.0, top_k=2, top_p=0)
+        tokens, *_ = ExLlamaV2Sampler.sample(logits, warm, ids, 0.99, parts["tokenizer"])
+        assert tokens.tolist() == [[3], [3]]  # the last of the two that are left, in the order of ids
 
     def test_misspelt_settings_are_errors(self):
         with pytest.raises(AttributeError):
@@ -348,6 +549,8 @@ class TestSettings:
         other = settings.clone()
         other.top_k = 4
         assert settings.top_k == 3
+        cold = ExLlamaV2Sampler.Settings(token_repetition_penalty=1.2, min_p=0.1).greedy_clone()
+        assert (cold.token_repetition_penalty, SamplingParams(**cold.params()).is_greedy) == (1.2, True)
 
 
 class TestOlderGenerators:
@@ -374,7 +577,24 @@ class TestOlderGenerators:
         streaming.begin_stream(parts["tokenizer"].encode("one"), GREEDY)
         chunk, eos, ids = streaming.stream()
         assert (chunk, eos, ids.shape) == ("", True, (1, 0))
-        assert parts["cache"].pool.free.num_held == 0
+        assert parts["cache"].pool.book.num_held == 0
+
+    def test_nothing_is_carried_on(self, parts):
+        assert not ExLlamaV2BaseGenerator(**parts).full()
+
+    def test_there_are_no_drafts(self, parts):
+        streaming = ExLlamaV2StreamingGenerator(**parts)
+        streaming.set_stop_conditions([])
+        streaming.begin_stream_ex(parts["tokenizer"].encode("one"), GREEDY)
+        count = sum(streaming.stream_ex()["chunk_token_ids"].shape[1] for _ in range(3))
+        assert streaming.get_sd_stats() == (0.0, 0.0, count, 0, 0)
+        streaming.reset_sd_stats()
+        assert streaming.get_sd_stats() == (0.0, 0.0, 0, 0, 0)
+        with pytest.raises(RequestError, match="drafts"):
+            streaming.ngram_preload(parts["tokenizer"].encode("one"))
+        streaming.speculative_ngram = True
+        with pytest.raises(RequestError, match="speculative_ngram"):
+            streaming.begin_stream_ex(parts["tokenizer"].encode("one"), GREEDY)
 
     def test_no_stream_yet(self, parts):
         with pytest.raises(RequestError, match="begin_stream_ex"):
@@ -391,3 +611,65 @@ def test_a_broken_tokenizer_is_one_line(tmp_path):
     write(write_random_model(tmp_path), "tokenizer.json", {})
     with pytest.raises(PolybitError, match=r"tokenizer\.json"):
         ExLlamaV2Tokenizer(ExLlamaV2Config(str(tmp_path)))
+
+
+class TestAsync:
+    def ask(self, parts, ask):
+        async def run():
+            generator = ExLlamaV2DynamicGeneratorAsync(**parts)
+            try:
+                return await ask(generator)
+            finally:
+                await generator.close()
+
+        found = asyncio.run(run())
+        assert parts["cache"].pool.book.num_held == 0
+        return found
+
+    def job(self, parts, generator, text, **options):
+        wanted = {"max_new_tokens": 10, "gen_settings": HOT, "seed": 1, **options}
+        return ExLlamaV2DynamicJobAsync(generator, parts["tokenizer"].encode(text), **wanted)
+
+    def test_jobs_run_together_and_say_what_the_others_would(self, parts, dynamic):
+        async def read(job):
+            return [result async for result in job]
+
+        async def ask(generator):
+            return await asyncio.gather(*(read(self.job(parts, generator, text)) for text in ("one", "two")))
+
+        for text, results in zip(("one", "two"), self.ask(parts, ask), strict=True):
+            expected = dynamic.generate(text, 10, gen_settings=HOT, seed=1, completion_only=True)
+            assert "".join(result.get("text", "") for result in results) == expected
+            assert [result["stage"] for result in results[:2]] == ["started", "prefill"]
+            assert [result["eos"] for result in results] == [False] * (len(results) - 1) + [True]
+
+    def test_a_cancelled_job_ends_and_the_others_go_on(self, parts):
+        async def ask(generator):
+            kept, dropped = self.job(parts, generator, "one"), self.job(parts, generator, "two", max_new_tokens=400)
+            async for result in dropped:
+                if result["stage"] == "streaming":
+                    await dropped.cancel()
+            return [result async for result in kept][-1]
+
+        assert self.ask(parts, ask)["new_tokens"] == 10
+
+    def test_the_error_of_a_job_is_raised_there(self, parts, monkeypatch):
+        def fail(*inputs):
+            raise RuntimeError("no device")
+
+        async def ask(generator):
+            with monkeypatch.context() as patched:
+                patched.setattr(type(parts["model"].inner), "forward", fail)
+                with pytest.raises(PolybitError, match="no device"):
+                    async for _ in self.job(parts, generator, "one"):
+                        pass
+            return [result async for result in self.job(parts, generator, "one")][-1]
+
+        assert self.ask(parts, ask)["new_tokens"] == 10
+
+    def test_a_job_that_cannot_fit_is_refused_at_once(self, parts):
+        async def ask(generator):
+            with pytest.raises(RequestError, match="the cache holds 512"):
+                self.job(parts, generator, "one", max_new_tokens=600)
+
+        self.ask(parts, ask)

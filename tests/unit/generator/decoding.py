@@ -6,7 +6,8 @@ from pathlib import Path
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.generator import SamplingParams
 from polybit.generator.graphs import Capture, DecodeGraphs
-from polybit.generator.runner import Part, Runner
+from polybit.generator.runner import Runner
+from polybit.generator.scheduler import Part, Plan
 from polybit.generator.sequence import Sequence
 from polybit.model.model import Model
 from polybit.text import Tokenizer
@@ -33,19 +34,24 @@ class Bench:
         """A sequence whose prompt of `length` tokens is stored, and its first token sampled."""
         prompt = [(first + 7 * i) % 256 for i in range(length)]
         sequence = Sequence(prompt, GREEDY, frozenset(), self._tokenizer.detokenizer(), room=1000)
-        (token,) = self.runner.run([Part(sequence, length)])
-        sequence.accept(token)
+        self.run(Part(sequence, length))
         return sequence
 
     def decode(self, sequences: list[Sequence], steps: int) -> None:
         for _ in range(steps):
-            for sequence, token in zip(sequences, self.runner.run([Part(s, 1) for s in sequences]), strict=True):
-                sequence.accept(token)
+            self.run(*(Part(sequence, 1) for sequence in sequences))
+
+    def run(self, *parts: Part[Sequence]) -> None:
+        """One step; whoever is ready takes its next token."""
+        for part in parts:
+            part.sequence.extend(self.pool.book, part.stop)
+        for sequence, token in self.runner.run(Plan((), parts)):
+            sequence.accept(token)
 
     def tokens(self, lengths: list[int], steps: int) -> list[tuple[int, ...]]:
         """What sequences of these prompts say, together."""
         sequences = [self.begin(length, first=i) for i, length in enumerate(lengths)]
         self.decode(sequences, steps)
         for sequence in sequences:
-            self.runner.release(sequence)
+            sequence.release(self.pool.book)
         return [sequence.completion().tokens for sequence in sequences]

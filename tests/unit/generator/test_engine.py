@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.errors import ConfigError, KernelError, OutOfMemory, RequestError
 from polybit.generator import Engine, SamplingParams, load
-from polybit.generator import engine as engine_module
+from polybit.generator.sampling import Drawn
+from polybit.generator.scheduler import Limits
 from polybit.generator.sequence import Sequence
 from polybit.kernels import reference
 from polybit.text import Tokenizer
@@ -38,7 +39,7 @@ def engine(folder):
 def scripted(engine, folder):
     """An engine whose model answers prompt "p" with given tokens, then with `x` for ever; notes its steps."""
 
-    def make(answer, cache_tokens=2 * PAGE_TOKENS):
+    def make(answer, cache_tokens=2 * PAGE_TOKENS, limits=None):
         steps = []
 
         def forward(tokens, step, store, logits_at):
@@ -57,9 +58,12 @@ def scripted(engine, folder):
             dtype=torch.float32,
             max_seq_len=engine.model.max_seq_len,
             forward=forward,
+            embed=lambda tokens, step: tokens.float()[:, None],
+            stages=(),
+            logits=lambda x: x,
         )
         pool = KVPool(model.spec, cache_tokens, model.dtype, model.device, reference)
-        made = Engine(model, tokenizer, pool, folder)
+        made = Engine(model, tokenizer, pool, folder, limits=limits)
         made.steps = steps
         return made
 
@@ -124,9 +128,9 @@ class TestStream:
         engine = say("abc")
         with engine.stream("p", GREEDY) as stream:
             assert next(stream) == "a"
-            assert engine.pool.free.num_held == 1
+            assert engine.pool.book.num_held == 1
             assert stream.completion.finish_reason is None
-        assert engine.pool.free.num_held == 0
+        assert engine.pool.book.num_held == 0
         with pytest.raises(StopIteration):
             next(stream)
 
@@ -135,7 +139,7 @@ class TestStream:
         stream = engine.stream("p", GREEDY, max_tokens=2)
         assert [next(stream), next(stream)] == ["a", "b"]
         assert stream.completion.finish_reason == "length"
-        assert engine.pool.free.num_held == 0
+        assert engine.pool.book.num_held == 0
 
     def test_two_streams_take_turns(self, engine):
         wanted = SamplingParams(seed=3, max_tokens=12, ignore_eos=True)
@@ -147,12 +151,21 @@ class TestStream:
                 texts[i] += next(stream, "")
         assert texts == alone
 
-    def test_a_full_pool_fails_the_newcomer_alone(self, say):
+    def test_where_the_pool_is_full_a_newcomer_waits(self, say):
         engine = say("abc", cache_tokens=PAGE_TOKENS)
         first = engine.stream("p", GREEDY)
         assert next(first) == "a"
-        with pytest.raises(OutOfMemory, match="cache_tokens"):
-            engine.generate("p", GREEDY)
+        second = engine.generate("p", GREEDY)
+        assert second.text == first.drain().text
+        assert second.queued_seconds > first.completion.decode_seconds / 2
+
+    def test_a_pool_that_another_engine_holds_fails_the_newcomer_alone(self, say):
+        engine = say("abc", cache_tokens=PAGE_TOKENS)
+        first = engine.stream("p", GREEDY)
+        assert next(first) == "a"
+        beside = Engine(engine.model, engine.tokenizer, engine.pool, engine.folder)
+        with pytest.raises(OutOfMemory, match=r"1 pages .* another engine holds 1 of its 1; .*cache_tokens"):
+            beside.generate("p", GREEDY)
         assert next(first) == "b"
 
     def test_times_are_told(self, engine):
@@ -187,17 +200,17 @@ class TestRandomness:
 
 
 class TestPrefill:
-    def test_long_prompts_go_in_chunks(self, say, monkeypatch):
-        monkeypatch.setattr(engine_module, "CHUNK_TOKENS", 100)
-        engine = say("")
+    def test_long_prompts_go_in_chunks(self, say):
+        engine = say("", limits=Limits(4, 100))
         engine.generate("p" * 250, GREEDY, max_tokens=2)
         assert engine.steps == [100, 100, 50, 1]
 
-    def test_chunks_do_not_change_the_answer(self, engine, monkeypatch):
+    def test_chunks_do_not_change_the_answer(self, engine):
         prompt = "some text " * 30  # more than one page
         whole = engine.generate(prompt, temperature=0, max_tokens=8, ignore_eos=True)
-        monkeypatch.setattr(engine_module, "CHUNK_TOKENS", 37)
-        assert engine.generate(prompt, temperature=0, max_tokens=8, ignore_eos=True).tokens == whole.tokens
+        pool = KVPool(engine.model.spec, 2 * PAGE_TOKENS, torch.float32, torch.device("cpu"), reference)
+        chunked = Engine(engine.model, engine.tokenizer, pool, engine.folder, limits=Limits(4, 37))
+        assert chunked.generate(prompt, temperature=0, max_tokens=8, ignore_eos=True).tokens == whole.tokens
 
     def test_cached_decoding_equals_a_fresh_pass_each_token(self, engine):
         prompt = engine.tokenizer.encode("some text")
@@ -247,7 +260,7 @@ class TestBadRequests:
         engine = say("", cache_tokens=PAGE_TOKENS)
         with pytest.raises(RequestError, match=reason):
             engine.generate(prompt, GREEDY)
-        assert engine.pool.free.num_held == 0
+        assert engine.pool.book.num_held == 0
 
     def test_a_token_that_the_model_has_no_row_for_is_named(self, tmp_path):
         byte_level(write_random_model(tmp_path, {"vocab_size": 259}), chat_template=CHAT)
@@ -273,7 +286,7 @@ class TestBadRequests:
         with pytest.raises(KernelError, match="NaN in 260 of 260 logits after 1 tokens"):
             engine.generate("p", GREEDY)
         engine.model.forward = forward
-        assert engine.pool.free.num_held == 0
+        assert engine.pool.book.num_held == 0
         assert engine.generate("p", GREEDY, max_tokens=2).text == "ab"
 
 
@@ -294,6 +307,11 @@ class TestLoad:
         with pytest.raises(RequestError, match=f"cache_tokens is {count!r}"):
             load(folder, cache_tokens=count)
 
+    @pytest.mark.parametrize("count", [0, None, 1.5])
+    def test_a_bad_batch_size(self, folder, count):
+        with pytest.raises(RequestError, match=f"max_batch is {count!r}, expected a whole number of at least 1"):
+            load(folder, max_batch=count)
+
     def test_bos_is_put_in_front_where_the_tokenizer_wants_it(self, tmp_path):
         byte_level(write_random_model(tmp_path, {"vocab_size": VOCABULARY}), add_bos_token=True)
         engine = load(tmp_path, device="cpu")
@@ -312,7 +330,7 @@ def test_stop_strings_end_the_text_that_is_streamed(folder):
         tokens = iter([*tokenizer.encode(answer), tokenizer.eos_id])
         pieces = []
         while sequence.finish_reason is None:
-            pieces.append(sequence.accept(next(tokens)))
+            pieces.append(sequence.accept(Drawn(next(tokens))))
         text = sequence.completion().text
         assert "".join(pieces) == text
         assert answer.startswith(text)

@@ -66,11 +66,10 @@ def test_a_step_with_part_of_a_prompt_is_eager(model: Model, folder: Path) -> No
     captures = Captures()
     bench = Bench(model, folder, captures)
     running = bench.begin(5)
-    newcomer = Sequence([1, 2, 3], GREEDY, frozenset(), running._detokenizer, room=10)
+    newcomer = Sequence([1, 2, 3], GREEDY, frozenset(), bench._tokenizer.detokenizer(), room=10)
     for count in (2, 1):
-        found = bench.runner.run([Part(running, 1), Part(newcomer, count)])
-        running.accept(found[0])
-    assert found[1] is not None
+        bench.run(Part(running, 1), Part(newcomer, count))
+    assert newcomer.num_generated == 1
     assert captures.sizes == [2]  # the second: one token each, and both go on from it
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from polybit.errors import RequestError
 from polybit.generator import SamplingParams
 from polybit.generator.params import with_fields
-from polybit.generator.sampling import FILTERS, PENALTIES
+from polybit.generator.sampling.steps import STEPS, steps_of
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,19 @@ from polybit.generator.sampling import FILTERS, PENALTIES
         ("max_tokens", 0, "expected an integer from 1"),
         ("seed", -1, "expected an integer from 0"),
         ("ignore_eos", 1, "expected True or False"),
+        ("temperature_last", 0, "expected True or False"),
+        ("presence_penalty", 101, "expected a number from -100 to 100"),
+        ("penalty_range", -1, "expected an integer from 0"),
+        ("dry_base", 0.5, "expected a number from 1 to 10"),
+        ("dry_breakers", "", "not empty"),
+        ("typical", 0, "expected a number above 0 to 1"),
+        ("xtc_probability", 1.5, "expected a number from 0 to 1"),
+        ("xtc_spared_tokens", ["a"], "expected token ids"),
+        ("logprobs", 2.5, "expected an integer from 0"),
+        ("logit_bias", [1], "expected token ids with numbers from -1000 to 1000, or -inf"),
+        ("logit_bias", {1: math.inf}, "expected token ids with numbers"),
+        ("logit_bias", {1: math.nan}, "expected token ids with numbers"),
+        ("logit_bias", {-1: 1.0}, "expected token ids with numbers"),
         ("stop", [""], "not empty"),
         ("stop", [5], "expected texts"),
         ("stop", 5, "expected texts"),
@@ -72,13 +85,24 @@ def test_an_unknown_name_gets_the_nearest():
         with_fields(None, {"zzz": 1})
 
 
-def test_every_sampler_has_a_field_and_a_neutral_value_in_its_range():
-    fields = {field.name: field for field in dataclasses.fields(SamplingParams)}
-    for name, sampler in {**PENALTIES, **FILTERS}.items():
-        assert sampler.neutral in fields[name].metadata["interval"]
+def test_no_sampler_is_on_by_its_default_but_two():
+    assert [step.name for step in steps_of(SamplingParams())] == ["temperature", "min_p"]
 
 
 def test_the_order_of_fields_is_the_order_of_application():
     fields = [field.name for field in dataclasses.fields(SamplingParams)]
-    order = [fields.index(name) for name in (*PENALTIES, *FILTERS)]
+    steps = [step for step in STEPS if step.name != "temperature_last"]  # which is the field for a place, not a value
+    order = [fields.index(step.fields[0]) for step in steps if step.fields]
     assert order == sorted(order)
+
+
+def test_the_least_may_not_be_above_the_most():
+    with pytest.raises(RequestError, match="min_tokens is 9, expected at most max_tokens, 5"):
+        SamplingParams(min_tokens=9, max_tokens=5)
+    with pytest.raises(RequestError, match="min_temperature is 3, expected at most max_temperature, 2"):
+        SamplingParams(min_temperature=3, max_temperature=2)
+
+
+def test_parameters_are_values():
+    assert SamplingParams(logit_bias={3: 1.0}) == SamplingParams(logit_bias={3: 1})
+    assert hash(SamplingParams(logit_bias={3: 1.0})) == hash(SamplingParams(logit_bias={3: 1}))

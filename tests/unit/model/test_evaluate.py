@@ -31,16 +31,18 @@ def windows() -> torch.Tensor:
 def test_windows_follow_each_other_and_drop_the_rest() -> None:
     assert cut_windows(torch.arange(11), 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert cut_windows(torch.arange(11), 4, rows=1).tolist() == [[0, 1, 2, 3]]
+    assert cut_windows(torch.arange(15), 4, rows=1, skip=1).tolist() == [[4, 5, 6, 7]]
+    assert cut_windows(torch.arange(15), 4, skip=1).tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 def test_a_bos_token_takes_the_place_of_a_text_token_and_no_text_is_skipped() -> None:
     assert cut_windows(torch.arange(10, 17), 4, bos=1).tolist() == [[1, 10, 11, 12], [1, 13, 14, 15]]
 
 
-@pytest.mark.parametrize(("length", "rows"), [(12, None), (4, 3), (1, None)])
-def test_too_little_text_is_refused(length: int, rows: int | None) -> None:
+@pytest.mark.parametrize(("length", "rows", "skip"), [(12, None, 0), (4, 3, 0), (1, None, 0), (4, 1, 2), (4, None, 2)])
+def test_too_little_text_is_refused(length: int, rows: int | None, skip: int) -> None:
     with pytest.raises(RequestError, match="tokens"):
-        cut_windows(torch.arange(11), length, rows)
+        cut_windows(torch.arange(11), length, rows, skip=skip)
 
 
 def test_perplexity_is_the_exponential_of_the_mean_negative_log_likelihood(

@@ -1,6 +1,6 @@
 """Where blocks lie must not change what a model says. The devices are names of one CPU: mechanics, not speed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from polybit.kernels import reference
 from polybit.kernels.protocol import Matrix
 from polybit.model import load as load_module
 from polybit.model.load import build, load
-from polybit.model.model import Model
+from polybit.model.model import LayerFn, Model
 from polybit.model.offload import FerriedLayer, Ferry, pack
 from polybit.model.options import LoadOptions
 from polybit.model.setup import set_up
 from polybit.model.source import ModelSource, open_model
+from polybit.model.tensor_tree import map_tensors
 from polybit.model.weights import FolderWeights, Linear
 from polybit.modules.step import Step, whole_rows
 from random_model import write_random_model
@@ -89,6 +90,31 @@ class TestSeveralDevices:
         assert [pool.pages(i)[0].device.type for i in range(LAYERS)] == ["cpu"] + ["meta"] * 4
         one = 2 * PAGE_TOKENS * 2 * 2 * 16 * 4  # a page, and the spare one
         assert pool.device_bytes == {torch.device("cpu"): one, torch.device("meta"): 4 * one}
+
+
+class TestTogether:
+    def test_a_layer_in_one_run_of_memory_says_the_same(
+        self, source: ModelSource, expected: Tensor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runs: list[Tensor] = []
+        real = load_module.gather
+
+        def noted(layer: LayerFn, allocate: Callable[[int], Tensor]) -> tuple[LayerFn, Tensor]:
+            hollow, run = real(layer, allocate)
+            runs.append(run)
+            return hollow, run
+
+        monkeypatch.setattr(load_module, "gather", noted)
+        model = load(source)
+        (stage,) = model.stages
+        layers = tuple(load_module.together(layer, model.device) for layer in stage.layers)
+        assert torch.equal(logits(replace(model, stages=(replace(stage, layers=layers),))), expected)
+        for layer, run in zip(layers, runs, strict=True):
+            inside = range(run.data_ptr(), run.data_ptr() + run.nbytes)
+            places: list[int] = []
+            map_tensors(layer, lambda tensor, found=places: (found.append(tensor.data_ptr()), tensor)[1])
+            assert len(places) >= 7 + 2  # matrices, of which a packed one has several, and norms
+            assert all(place in inside for place in places)
 
 
 class TestOffloaded:

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polybit.errors import OutOfMemory
+from polybit.kernels import reference
+from polybit.kernels.reference.attention import QUERY_RUN
 from polybit.model.footprint import BlockBytes, Footprint, footprint_of
 from polybit.model.options import LoadOptions
-from polybit.model.plan import GIB, GPU_SLACK, Budget, Machine, Plan, longest_context, plan_memory
+from polybit.model.plan import GIB, GPU_SLACK, SMALL_TABLE, Budget, Machine, Plan, longest_context, plan_memory
 from polybit.model.source import open_model
 from random_model import write_random_model
 
@@ -44,26 +46,26 @@ def plan(machine: Machine, sizes: Footprint = TEN, tokens: int = 1024, offload: 
 class TestSizes:
     def test_of_a_dense_model_are_its_file_and_what_a_token_adds(self, tmp_path: Path) -> None:
         source = open_model(write_random_model(tmp_path), LoadOptions(device="cpu"))
-        sizes = footprint_of(source, torch.float16, unpacked=False, holds_scores=False)
+        sizes = footprint_of(source, torch.float16, unpacked=False, backend=reference)
         assert sizes.weights == sum(source.checkpoint.num_bytes(name) for name in source.checkpoint.names())
         assert sizes.cache_per_token == 2 * 2 * 2 * 16 * 2  # layers, K and V, heads, head dim, bytes
 
     def test_a_tied_head_takes_nothing_beside_its_table(self, tmp_path: Path) -> None:
         source = open_model(write_random_model(tmp_path, {"tie_word_embeddings": True}), LoadOptions(device="cpu"))
-        same, other = (footprint_of(source, d, unpacked=False, holds_scores=False) for d in (torch.half, torch.float32))
+        same, other = (footprint_of(source, d, unpacked=False, backend=reference) for d in (torch.half, torch.float32))
         assert same.head_is_table
         assert not other.head_is_table  # fp16 on disk
         assert same.weights == sum(source.checkpoint.num_bytes(name) for name in source.checkpoint.names())
 
     def test_scores_of_attention_grow_with_what_is_cached(self) -> None:
         sizes = replace(TEN, scores=8)
-        assert sizes.scratch(8192) - sizes.scratch(4096) == 8 * 512 * 4096
+        assert sizes.scratch(8192) - sizes.scratch(4096) == 8 * QUERY_RUN * 4096
         assert sizes.scratch(1 << 30) == sizes.scratch(8192)  # one sequence reaches no further
 
     def test_captured_steps_hold_logits_and_a_spare_page(self, tmp_path: Path) -> None:
         folder = write_random_model(tmp_path, {"vocab_size": 1000})
         with_graphs, without = (
-            footprint_of(open_model(folder, LoadOptions(graphs=graphs)), torch.float16, False, False)
+            footprint_of(open_model(folder, LoadOptions(graphs=graphs)), torch.float16, False, reference)
             for graphs in (True, False)
         )
         assert with_graphs.graphs >= 256 * with_graphs.cache_per_token + 16 * 1000 * 4
@@ -74,18 +76,39 @@ class TestOneDevice:
     def test_everything_is_counted(self) -> None:
         (share,) = plan(gpus(24)).shares
         assert (share.blocks, share.cache) == (range(10), 10 * CACHE)
-        assert share.weights == 10 * GIB + TEN.head + TEN.table  # of 13 GiB that remain, the table takes little
+        assert share.weights == 10 * GIB + TEN.head
 
     def test_only_a_gpu_captures_steps(self) -> None:
         cpu = Machine((Budget(torch.device("cpu"), 24 * GIB),), 24 * GIB)
         scratch = [plan(m, replace(TEN, graphs=4 * GIB)).shares[0].scratch for m in (gpus(24), cpu)]
         assert scratch == [GPU_SLACK + 4 * GIB, 0]
 
-    def test_the_table_stays_in_ram_where_space_is_short(self) -> None:
-        found = plan(gpus(14))
+    def test_what_kernels_keep_is_counted_on_each(self) -> None:
+        for machine in (gpus(24), gpus(8, 12)):
+            kept = plan(machine, replace(TEN, kept=GIB)).shares
+            assert all(share.scratch == GPU_SLACK + GIB + TEN.scratch(1024) for share in kept if share.cache > 3 * GIB)
+            assert min(share.scratch for share in kept) >= GPU_SLACK + GIB
+
+    @pytest.mark.parametrize("gib", [14, 80])
+    def test_the_table_stays_in_ram_whatever_room_there_is(self, gib: int) -> None:
+        found = plan(gpus(gib))
         assert found.table == torch.device("cpu")
         assert found.ram == TEN.table
         assert found.shares[0].weights == 10 * GIB + TEN.head
+
+    def test_a_small_table_goes_to_the_gpu_if_it_fits(self) -> None:
+        small = replace(TEN, table=SMALL_TABLE)
+        found = plan(gpus(24), small)
+        assert (found.table, found.ram) == (torch.device("cuda", 0), 0)
+        assert found.shares[0].weights == 10 * GIB + TEN.head + small.table
+        needed = plan(gpus(24), replace(small, table=0)).shares[0].total / GIB
+        assert plan(gpus(needed), small).table == torch.device("cpu")
+
+    def test_a_table_for_which_ram_has_no_room_goes_to_the_gpu(self) -> None:
+        found = plan(gpus(24, ram=0.4))
+        assert (found.table, found.ram) == (torch.device("cuda", 0), 0)
+        with pytest.raises(OutOfMemory):
+            plan(gpus(plan(gpus(24)).shares[0].total / GIB, ram=0.4))
 
     def test_a_tied_table_is_the_heads_own_memory(self) -> None:
         found = plan(gpus(14), replace(TEN, head_is_table=True))

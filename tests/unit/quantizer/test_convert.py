@@ -18,16 +18,19 @@ from polybit.format import exl2, files
 from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
+from polybit.modules.mlp import SparseMoe
 from polybit.modules.step import whole_rows
 from polybit.quantizer import begin, job, passes
+from polybit.quantizer.calibration import PASSAGE
 from polybit.quantizer.convert import ConvertOptions, ConvertProgress, ConvertResult, convert
 from polybit.quantizer.method import METHODS
 
 from .conftest import Make
 
 
-def options(text: Path, **changes: Any) -> ConvertOptions:
-    small = ConvertOptions(bits=4.5, calibration=str(text), rows=3, length=64, measure_rows=2, measure_length=32)
+def options(text: Path | None, **changes: Any) -> ConvertOptions:
+    calibration = None if text is None else str(text)
+    small = ConvertOptions(bits=4.5, calibration=calibration, rows=3, length=64, measure_rows=2, measure_length=32)
     return replace(small, device="cpu", **changes)
 
 
@@ -146,7 +149,18 @@ def test_progress_grows_to_one(tiny: Path, text: Path, tmp_path: Path) -> None:
     fractions = [event.fraction for event in told]
     assert fractions == sorted(fractions)
     assert fractions[-1] == pytest.approx(1)
-    assert {event.stage for event in told} == set(job.STAGES) - {"measure"}
+    assert {event.stage for event in told} == set(job.STAGES) - {"measure"} | {"loss"}
+
+
+def test_progress_begins_with_the_text_that_the_model_writes(tiny: Path, tmp_path: Path) -> None:
+    told: list[ConvertProgress] = []
+    result = convert(tiny, tmp_path / "out", options(None), told.append)
+    *written, last = [event for event in told if event.stage == "calibrate"]
+    assert told[: len(written) + 1] == [*written, last]
+    assert len(written) == last.done == last.total == PASSAGE - 1  # one passage is enough
+    assert [event.fraction for event in told] == sorted(event.fraction for event in told)
+    assert told[0].fraction == 0 < last.fraction < 0.1
+    assert next(iter(result.seconds)) == "calibrate"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -203,15 +217,40 @@ MOE = {
 PARALLEL = {"architectures": ["CohereForCausalLM"], "model_type": "cohere", "layer_norm_eps": 1e-5, "logit_scale": 0.25}
 
 
+def logits_and_experts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """[64, V], and the experts that each token is sent to, [layers, 64, top_k] in order of their numbers."""
+    seen, route = list[Tensor](), SparseMoe._route
+
+    def noting(self: SparseMoe, x: Tensor) -> tuple[Tensor, Tensor]:
+        shares, chosen = route(self, x)
+        seen.append(chosen.sort(-1).values)
+        return shares, chosen
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SparseMoe, "_route", noting)
+        return logits(folder), torch.stack(seen)
+
+
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("config", [MOE, PARALLEL], ids=["experts", "parallel"])
-def test_other_kinds_of_blocks(
-    config: dict[str, Any], method: str, make_model: Make, text: Path, tmp_path: Path
-) -> None:
-    source = make_model(**config, tie_word_embeddings=config is PARALLEL)
+def test_experts(method: str, make_model: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that hangs between two experts is sent to the other one by the least error, and is no measure of it.
+
+    One or two of the 64 do so here, and come out wrong by 0.2 to 0.7; all others are off by less than 0.04.
+    """
+    source = make_model(**MOE)
     result = convert(source, tmp_path / "out", options(text, bits=8.2, head_bits=8, method=method))
-    off = float((logits(result.folder) - logits(source)).norm() / logits(source).norm())
-    assert off < (0.12 if config is MOE else 0.08)  # 0.088 seen for experts; why is not known
+    wanted, experts = logits_and_experts(source, monkeypatch)
+    found, experts_then = logits_and_experts(result.folder, monkeypatch)
+    kept = (experts == experts_then).all(-1).all(0)
+    assert kept.sum() >= 60
+    assert float((found - wanted)[kept].norm() / wanted[kept].norm()) < 0.08
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parallel_blocks(method: str, make_model: Make, text: Path, tmp_path: Path) -> None:
+    source = make_model(**PARALLEL, tie_word_embeddings=True)
+    result = convert(source, tmp_path / "out", options(text, bits=8.2, head_bits=8, method=method))
+    assert float((logits(result.folder) - logits(source)).norm() / logits(source).norm()) < 0.08
 
 
 # ---- refusals

@@ -53,7 +53,7 @@ def whole(make_model: Make) -> Whole:
 def echoes(whole: Whole) -> dict[str, Echo]:
     with torch.no_grad():
         states, found = whole.states(), dict[str, Echo]()
-        gradient = loss_gradient(whole.bench, states[-1])
+        gradient = loss_gradient(whole.bench, states[-1], lambda done, total: None)
         for block, x in zip(reversed(whole.blocks), reversed(states[:-1]), strict=True):
             gradient, echo = backward(block, x, gradient)
             found |= echo

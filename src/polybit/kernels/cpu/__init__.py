@@ -6,7 +6,8 @@ keep_compiled()  # before anything is declared to be compiled
 
 from polybit.kernels.cpu.activations import gated_activate
 from polybit.kernels.cpu.attention import attention
-from polybit.kernels.cpu.matrices import dequantize, gated_matmul, join, matmul, norm_matmul, prepare_exl2
+from polybit.kernels.cpu.decode_attention import decode_attention
+from polybit.kernels.cpu.matrices import dequantize, exl2_bytes, gated_matmul, join, matmul, norm_matmul, prepare_exl2
 from polybit.kernels.cpu.norms import rms_norm
 from polybit.kernels.cpu.pages import write_kv
 from polybit.kernels.cpu.rope import rope
@@ -14,13 +15,17 @@ from polybit.kernels.reference import activate, embedding, layer_norm, prepare_d
 
 __all__ = [
     "DEVICES",
+    "HOLDS_SCORES",
+    "KEPT_BYTES",
     "NAME",
     "NATIVE_OPS",
     "READS_PACKED",
     "activate",
     "attention",
+    "decode_attention",
     "dequantize",
     "embedding",
+    "exl2_bytes",
     "gated_activate",
     "gated_matmul",
     "join",
@@ -37,10 +42,13 @@ __all__ = [
 
 NAME = "cpu"
 DEVICES = frozenset({"cpu"})
+KEPT_BYTES = 0
 READS_PACKED = frozenset({"exl2"})
+HOLDS_SCORES = True
 NATIVE_OPS = frozenset(
     {
         "attention",
+        "decode_attention",
         "dequantize",
         "gated_activate",
         "gated_matmul",

@@ -4,12 +4,14 @@ A call of torch takes some microseconds however little there is to do, and a dec
 serve activations in fp32 of which there are few; what is large is torch's, which uses all cores for it.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from polybit.kernels.pages import Pages
 
 Floats = NDArray[np.float32]
 FEW = 1 << 15  # numbers
@@ -17,6 +19,11 @@ FEW = 1 << 15  # numbers
 
 def is_small(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.numel() <= FEW
+
+
+def is_plain(pages: Pages) -> TypeGuard[Tensor]:
+    """Neither quantized nor of 16 bits, and one stretch of memory."""
+    return isinstance(pages, Tensor) and pages.dtype == torch.float32 and pages.is_contiguous()
 
 
 def array(x: Tensor) -> NDArray[Any]:

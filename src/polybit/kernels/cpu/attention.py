@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polybit.kernels import reference
-from polybit.kernels.cpu.arrays import Floats, array
+from polybit.kernels.cpu.arrays import Floats, array, is_plain
 from polybit.kernels.cpu.exponential import exponentials
 from polybit.kernels.cpu.threads import follow_torch
+from polybit.kernels.pages import Pages
 
 MAX_QUERIES = 4  # of a sequence; more are better served by products of torch
 FAR = 1 << 62
@@ -19,8 +20,8 @@ Ints = NDArray[np.int32]
 
 def attention(
     q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: Tensor,
     query_starts: Tensor,
     lengths: Tensor,
@@ -29,7 +30,7 @@ def attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    if max_queries > MAX_QUERIES or {q.dtype, k_pages.dtype, v_pages.dtype} != {torch.float32}:
+    if max_queries > MAX_QUERIES or q.dtype != torch.float32 or not (is_plain(k_pages) and is_plain(v_pages)):
         return reference.attention(
             q, k_pages, v_pages, page_table, query_starts, lengths, max_queries, scale, window, softcap
         )

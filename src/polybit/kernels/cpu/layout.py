@@ -89,6 +89,7 @@ class TiledMatrix:
 
 # What a row of TiledMatrix.tiles holds.
 WORDS, CODES, RUNS, NUM_RUNS, SCALES, INPUT, COLUMN, WIDTH = range(8)
+TILE_FIELDS, INPUT_FIELDS = 8, 3  # int64 in a row of tiles and of inputs
 
 
 def prepare(tensor: Exl2Tensor, prescale: float, dtype: torch.dtype) -> TiledMatrix:
@@ -102,6 +103,15 @@ def prepare(tensor: Exl2Tensor, prescale: float, dtype: torch.dtype) -> TiledMat
         scales=_scale_table(tensor, prescale),
         orders=[_step_order(tensor)],
     )
+
+
+def num_bytes(layout: Layout, out_features: int) -> int:
+    """Of the matrix that `prepare` makes."""
+    part = Part(layout, out_features)
+    words, codes = layout.packed_rows * TILE * 4, len(layout.groups) * LANES * 2  # of a tile
+    tiles = part.num_tiles * (words + codes + TILE_FIELDS * 8)
+    scales, runs, order = len(layout.groups) * (1 << CODE_BITS) * 4, len(part.runs) * 3 * 4, layout.in_features * 4
+    return tiles + scales + runs + order + INPUT_FIELDS * 8
 
 
 def join(matrices: Sequence[TiledMatrix]) -> TiledMatrix:

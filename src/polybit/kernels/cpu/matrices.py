@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polybit.format.exl2 import Exl2Tensor
+from polybit.format.exl2 import Exl2Tensor, Layout
 from polybit.kernels import reference
-from polybit.kernels.cpu import layout
+from polybit.kernels.composed import InTurn
+from polybit.kernels.cpu import layout as tiles
 from polybit.kernels.cpu.activations import gated_activate
 from polybit.kernels.cpu.arrays import floats
 from polybit.kernels.cpu.layout import TiledMatrix
@@ -17,19 +18,22 @@ from polybit.kernels.cpu.products import multiply, tile_functions
 from polybit.kernels.cpu.threads import follow_torch
 from polybit.kernels.protocol import Matrix
 from polybit.kernels.reference.matrices import DenseMatrix
-from polybit.spec import Activation
 
 
 def prepare_exl2(
     tensor: Exl2Tensor, prescale: float, device: torch.device, dtype: torch.dtype, unpacked: bool
 ) -> Matrix:
-    matrix = layout.prepare(tensor.to(device), prescale, dtype)
-    return DenseMatrix(layout.dequantize(matrix).T.contiguous()) if unpacked else matrix
+    matrix = tiles.prepare(tensor.to(device), prescale, dtype)
+    return DenseMatrix(tiles.dequantize(matrix).T.contiguous()) if unpacked else matrix
+
+
+def exl2_bytes(layout: Layout, out_features: int, dtype: torch.dtype) -> int:
+    return tiles.num_bytes(layout, out_features)
 
 
 def join(matrices: Sequence[Matrix]) -> Matrix | None:
     tiled = [matrix for matrix in matrices if isinstance(matrix, TiledMatrix)]
-    return layout.join(tiled) if len(tiled) == len(matrices) else None
+    return tiles.join(tiled) if len(tiled) == len(matrices) else None
 
 
 def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
@@ -44,15 +48,9 @@ def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
     return out.to(x.dtype if residual is None else residual.dtype)
 
 
-def norm_matmul(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Matrix) -> Tensor:
-    return matmul(rms_norm(x, weight, eps, offset).to(weight.dtype), matrix)
-
-
-def gated_matmul(
-    gate: Tensor, up: Tensor, activation: Activation, matrix: Matrix, residual: Tensor | None = None
-) -> Tensor:
-    return matmul(gated_activate(gate, up, activation), matrix, residual)
+_in_turn = InTurn(rms_norm, gated_activate, matmul)
+norm_matmul, gated_matmul = _in_turn.norm_matmul, _in_turn.gated_matmul
 
 
 def dequantize(matrix: Matrix) -> Tensor:
-    return layout.dequantize(matrix) if isinstance(matrix, TiledMatrix) else reference.dequantize(matrix)
+    return tiles.dequantize(matrix) if isinstance(matrix, TiledMatrix) else reference.dequantize(matrix)

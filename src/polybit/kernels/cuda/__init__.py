@@ -3,10 +3,19 @@
 Needs the extra `polybit[cuda]`: cuda-core, which brings NVRTC. No toolkit, no compiler.
 """
 
-from polybit.kernels.cuda.matrices import dequantize, gated_matmul, join, matmul, norm_matmul, prepare_exl2
+from polybit.kernels.cuda.matrices import (
+    dequantize,
+    exl2_bytes,
+    gated_matmul,
+    join,
+    matmul,
+    norm_matmul,
+    prepare_exl2,
+)
 from polybit.kernels.triton import (
     activate,
     attention,
+    decode_attention,
     embedding,
     gated_activate,
     layer_norm,
@@ -19,13 +28,17 @@ from polybit.kernels.triton import (
 
 __all__ = [
     "DEVICES",
+    "HOLDS_SCORES",
+    "KEPT_BYTES",
     "NAME",
     "NATIVE_OPS",
     "READS_PACKED",
     "activate",
     "attention",
+    "decode_attention",
     "dequantize",
     "embedding",
+    "exl2_bytes",
     "gated_activate",
     "gated_matmul",
     "join",
@@ -42,5 +55,7 @@ __all__ = [
 
 NAME = "cuda"
 DEVICES = frozenset({"cuda"})
+KEPT_BYTES = 49 << 20  # sums of thread blocks, on up to 192 multiprocessors
 READS_PACKED = frozenset({"exl2", "gptq"})
+HOLDS_SCORES = False
 NATIVE_OPS = frozenset({"dequantize", "gated_matmul", "matmul", "norm_matmul"})

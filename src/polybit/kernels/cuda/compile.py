@@ -14,7 +14,7 @@ from typing import Any
 import cuda.core as core  # absent: the registry says how to get it
 import torch
 from cuda.bindings import nvrtc
-from cuda.core._utils.cuda_utils import CUDAError  # it has no public name
+from cuda.core._utils.cuda_utils import CUDAError  # no release from 1.0 to 1.2 exports what compiling and loading raise
 
 from polybit import env
 from polybit.errors import KernelError

@@ -11,7 +11,7 @@ from torch import Tensor
 from polybit.errors import KernelError
 from polybit.kernels.cuda.compile import Build
 from polybit.kernels.cuda.launch import Argument, Kernel, shared_memory
-from polybit.kernels.cuda.schedule import Schedule, Shape, Warps, make_schedule
+from polybit.kernels.cuda.schedule import MAX_TILES, Schedule, Shape, Warps, make_schedule
 from polybit.kernels.cuda.stream import TILE_COLUMNS
 from polybit.kernels.cuda.streamed import Streamed
 from polybit.spec import Activation
@@ -20,7 +20,7 @@ MAX_ROWS = 64  # more rows are better served by dequantizing
 ROWS_AT_ONCE = 16
 
 WEIGHT_BYTES = 2176  # of a chunk in the ring
-SLOTS = 3  # chunks of a warp's ring
+SLOTS = 2  # chunks of a warp's ring
 SUM_BYTES = 4 * (TILE_COLUMNS + 4)  # of a row's sums over one tile
 STATIC_BYTES = 6144  # shared memory that the kernel declares itself, and what the driver keeps
 KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
@@ -53,18 +53,14 @@ class Form:
         """Of a thread block: its warps' rings, and their sums."""
         return warps * SLOTS * self.slot_bytes + num_sums * self.most_rows * SUM_BYTES
 
-    def build(self, warps: int, out_float: bool) -> Build:
-        macros = {
-            "NT": self.row_tiles, "ONE": int(self.one), "WN": 1, "WK": warps, "SLOTS": SLOTS, "RESIDENT": 1,
-            "OUT_FLOAT": int(out_float),
-        }  # fmt: skip
+    def build(self, warps: int) -> Build:
+        macros = {"NT": self.row_tiles, "ONE": int(self.one), "WARPS": warps, "SLOTS": SLOTS, "MAX_TILES": MAX_TILES}
         return Build.of("exl2_decode.cu", macros)
 
 
 def form_for(rows: int) -> Form:
-    if rows == 1:
-        return Form(1, True, 16)
-    return Form(1, False, 12) if rows <= 8 else Form(2, False, 8)
+    """No more warps than leave registers for the launch that sorts the next product's activations."""
+    return Form(1, rows == 1, 12) if rows <= 8 else Form(2, False, 8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +95,9 @@ def multiply(x: Tensor, matrix: Streamed, residual: Tensor | None = None) -> Ten
 def norm_multiply(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Streamed) -> Tensor:
     """As multiply of rms_norm(x), without rounding between; in the matrix's dtype."""
     x = _rows_whole(x)
+    numbers = np.float32(eps), np.float32(offset)
 
     def sort(rows: slice) -> Tensor:
-        numbers = np.float32(eps), np.float32(offset)
         return _sort("norm_sort_rows", matrix, x[rows], x.stride(0), weight, x.shape[1], *numbers, kind=weight.dtype)
 
     return _multiply(len(x), matrix, matrix.dtype, None, sort)
@@ -126,26 +122,30 @@ def _rows_whole(x: Tensor) -> Tensor:
 
 
 def _multiply(num_rows: int, matrix: Streamed, dtype: torch.dtype, residual: Tensor | None, sort: Sort) -> Tensor:
-    kernel_dtype = torch.float16 if dtype == torch.float16 else torch.float32
+    out = _outputs(num_rows, matrix, dtype)
     if residual is not None:
-        residual = residual.to(kernel_dtype).contiguous()
-    out = torch.empty(num_rows, matrix.out_features, dtype=kernel_dtype, device=matrix.stream.device)
+        residual = residual.to(out.dtype).contiguous()
     for start in range(0, num_rows, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         _launch(sort(rows), matrix, None if residual is None else residual[rows], out[rows])
     return out.to(dtype)
 
 
+def _outputs(num_rows: int, matrix: Streamed, dtype: torch.dtype) -> Tensor:
+    """Room for them in a type that kernels write."""
+    kernel_dtype = torch.float16 if dtype == torch.float16 else torch.float32
+    return torch.empty(num_rows, matrix.out_features, dtype=kernel_dtype, device=matrix.stream.device)
+
+
 def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -> None:
     num_rows, given, device = out.shape[0], matrix.input, out.device
     form = form_for(num_rows)
     plan = _plan(form, matrix.shapes, given.row_blocks, given.first_groups, device)
-    kernel = Kernel.get(form.build(plan.warps, out.dtype == torch.float32), "exl2_decode", device)
     space = _workspace(device)
-    kernel.launch(
+    Kernel.get(form.build(plan.warps), "exl2_decode", device).launch(
         (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima, x, out, residual,
-        None, space.sums, space.counters, plan.runs.shape[-2], plan.tiles.shape[1], num_rows, out.shape[1],
-        shared_bytes=plan.shared_bytes, overlap=True,
+        space.sums, space.counters, plan.runs.shape[-2], plan.tiles.shape[1], num_rows, out.shape[1],
+        int(out.dtype == torch.float32), shared_bytes=plan.shared_bytes, overlap=True,
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def _sort(name: str, matrix: Streamed, x: Tensor, *arguments: Argument, kind: to
     given, num_rows = matrix.input, x.shape[0]
     out = torch.empty(given.num_bytes(num_rows), dtype=torch.uint8, device=x.device)
     Kernel.get(activations(x.dtype, kind), name, x.device).launch(
-        (-(-given.num_groups // 4), num_rows), 128, given.order, given.groups, out, given.num_groups, num_rows, x,
+        (-(-given.num_groups // 8), num_rows), 128, given.order, given.groups, out, given.num_groups, num_rows, x,
         *arguments, overlap=True,
     )  # fmt: skip
     return out
@@ -171,7 +171,7 @@ def _plan(
 ) -> Plan:  # fmt: skip
     """The fewest thread blocks, and then the most warps, whose rings and sums fit into shared memory."""
     properties = torch.cuda.get_device_properties(device)
-    limit, num_places = shared_memory(device.index) - STATIC_BYTES, len(_workspace(device).counters)
+    limit, num_places = _shared_limit(device), len(_workspace(device).counters)
     found = choose(form, shapes, row_blocks, first_groups, properties.multi_processor_count, limit, num_places)
     if found is None:
         raise KernelError(
@@ -192,18 +192,23 @@ def choose(
 
     num_processors: of the card; shared_limit: bytes of shared memory a thread block; num_places: for partial sums.
     """
-    for waves in (1, 2, 4, 8, 16):
+    for waves in (1, 2, 4, 8, 16, 32, 64):
         for warps in (16, 12, 8, 6, 4, 2, 1):
             # A thread block has no fewer sums than warps with work, and no fewer than its share of the tiles.
             least = max(1, sum(shape.num_tiles for shape in shapes) // (waves * num_processors))
             if warps > form.most_warps or form.shared_bytes(warps, least) > shared_limit:
                 continue
-            split = Warps(1, warps, form.max_chunk)
+            split = Warps(warps, form.max_chunk)
             schedule = make_schedule(shapes, row_blocks, first_groups, split, waves * num_processors)
             fits = form.shared_bytes(warps, schedule.num_sums) <= shared_limit and schedule.num_slots <= num_places
             if fits and schedule.fits_tables:
                 return warps, schedule
     return None
+
+
+def _shared_limit(device: torch.device) -> int:
+    """Bytes that a launch may ask for."""
+    return shared_memory(device.index) - STATIC_BYTES
 
 
 @cache

@@ -1,4 +1,4 @@
-// From a file's words to the stream that kernels read, and from the stream to a dense fp16 matrix (see stream.py).
+// From a file's words to the stream that kernels read (see stream.py).
 
 #include "unpack.cuh"
 
@@ -11,8 +11,6 @@ struct Block {        // 32 rows of every column
 
 __device__ __forceinline__ u32 block_bits(const Block& block) { return block.group >> 16 & 0xff; }
 __device__ __forceinline__ bool block_is_first(const Block& block) { return block.group >> 24; }
-
-// ---- packing
 
 // Rows 8 quad .. 8 quad + 7 of one column's block of `bits` words, as four pairs of fields 16 bits apart.
 template <int bits>
@@ -127,64 +125,5 @@ extern "C" __global__ void exl2_repack(
         case 5: repack_block<5>(q_weight, num_columns, order, tile, block.packed_row, target); break;
         case 6: repack_block<6>(q_weight, num_columns, order, tile, block.packed_row, target); break;
         default: repack_block<8>(q_weight, num_columns, order, tile, block.packed_row, target); break;
-    }
-}
-
-// ---- unpacking to a dense matrix
-
-__device__ __forceinline__ u32 low_twice(u32 pair) { return __byte_perm(pair, 0, 0x1010); }
-__device__ __forceinline__ u32 high_twice(u32 pair) { return __byte_perm(pair, 0, 0x3232); }
-
-template <int bits>
-__device__ void dense_block(const char* source, u32 codes, u32 maximum, u16* out, u32 row_stride, u32 columns_left) {
-    const u32 lane = threadIdx.x % 32;
-    const u32 scales[4] = {scale_pair<0>(codes, maximum), scale_pair<1>(codes, maximum),
-                           scale_pair<2>(codes, maximum), scale_pair<3>(codes, maximum)};
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const u32* words = reinterpret_cast<const u32*>(source + (bits < 4 ? 0 : half * 128 * bits));
-        u32 w[bits], v[16];
-#pragma unroll
-        for (int k = 0; k < bits; ++k) {
-            const int i = bits < 4 ? half * bits + k : k;
-            const int rest = (bits < 4 ? 2 * bits : bits) - i / 4 * 4;
-            const int width = rest < 4 ? rest : 4;
-            w[k] = words[i / 4 * 128 + lane * width + i % 4];
-        }
-        unpack_centred<bits>(w, v);
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-            const u32 column = 32 * half + 8 * c + lane / 4;
-            const u32 pair = scales[2 * half + c / 2], scale = c % 2 ? high_twice(pair) : low_twice(pair);
-            if (column >= columns_left) continue;
-            const uint4 rows = {mul2(v[4 * c], scale), mul2(v[4 * c + 1], scale),
-                                mul2(v[4 * c + 2], scale), mul2(v[4 * c + 3], scale)};
-            *reinterpret_cast<uint4*>(out + static_cast<u64>(column) * row_stride + 8 * (lane % 4)) = rows;
-        }
-    }
-}
-
-// The columns of tiles first_tile .. as out [columns, row_stride] fp16, rows sorted. One warp a block; grid (tiles,
-// blocks / 8), 256 threads. `maxima` as in exl2_decode, one entry a group of the stream.
-extern "C" __global__ void exl2_dequantize(
-    const char* stream, const Block* blocks, const u32* group_of_block, const u32* maxima, u16* out, u32 num_blocks,
-    u32 num_columns, u32 row_stride, u32 first_tile, u64 tile_bytes
-) {
-    const u32 index = blockIdx.y * 8 + threadIdx.x / 32, lane = threadIdx.x % 32, tile = first_tile + blockIdx.x;
-    if (index >= num_blocks) return;
-    const Block block = blocks[index];
-    const char* start = stream + tile * tile_bytes;
-    const u32 codes = reinterpret_cast<const u32*>(start + block.header)[lane / 4];
-    const u32 maximum = maxima[group_of_block[index]];
-    const char* source = start + block.stream;
-    u16* target = out + static_cast<u64>(blockIdx.x) * TILE_COLUMNS * row_stride + 32 * index;
-    const u32 left = num_columns - TILE_COLUMNS * tile;
-    switch (block_bits(block)) {
-        case 2: dense_block<2>(source, codes, maximum, target, row_stride, left); break;
-        case 3: dense_block<3>(source, codes, maximum, target, row_stride, left); break;
-        case 4: dense_block<4>(source, codes, maximum, target, row_stride, left); break;
-        case 5: dense_block<5>(source, codes, maximum, target, row_stride, left); break;
-        case 6: dense_block<6>(source, codes, maximum, target, row_stride, left); break;
-        default: dense_block<8>(source, codes, maximum, target, row_stride, left); break;
     }
 }

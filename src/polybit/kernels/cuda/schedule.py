@@ -1,10 +1,9 @@
 """Who works on what in one launch of `exl2_decode`: bytes over thread blocks, and over their warps.
 
 The tiles of all matrices, one after another, make one line of bytes. Every thread block gets an equal piece of it, and
-every row of its warps an equal piece of that, cut between groups; so a warp reads one long run of bytes and seldom
-changes tiles. Warps beside each other in a row take neighbouring tiles, and read the same activations. Where whole
-tiles divide evenly enough among thread blocks they stay whole; else whoever finishes a tile last adds up its parts, in
-an order that does not depend on who that is. The schedule depends on shapes alone.
+each of its warps an equal piece of that, cut between groups; so a warp reads one long run of bytes and seldom changes
+tiles. Where whole tiles divide evenly enough among thread blocks they stay whole; else whoever finishes a tile last
+adds up its parts, in an order that does not depend on who that is. The schedule depends on shapes alone.
 """
 
 from bisect import bisect_left
@@ -24,7 +23,7 @@ CHUNK_BLOCKS = {2: 4, 3: 2, 4: 2}  # 32 rows each, 2 KB at most; one of other wi
 ENDS_TILE = 1 << 15
 MAX_SUMS = 255  # 8 bits each in the tables of a launch: what warps of a thread block leave, and parts of a tile
 MAX_PARTS = 255
-MAX_TILES = 512  # of a thread block
+MAX_TILES = 256  # of a thread block, which keeps their table in shared memory
 MAX_INPUT = 1 << 16  # groups, and blocks of 32 rows
 
 Words = tuple[int, int, int, int]
@@ -52,16 +51,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Warps:
-    """How the warps of a thread block share its work, and how many blocks of 32 rows a chunk may have."""
+    """Those of a thread block."""
 
-    over_columns: int  # WN
-    over_rows: int  # WK
-    max_chunk: int
+    count: int
+    max_chunk: int  # blocks of 32 rows in a chunk
 
 
 @dataclass(frozen=True)
 class Part:
-    """Groups [first, stop) of a matrix in `over_columns` neighbouring tiles."""
+    """Groups [first, stop) of a tile."""
 
     matrix: int
     tile: int
@@ -71,7 +69,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The tables of `exl2_decode.cu`, uint32. B thread blocks."""
+    """The tables of `product.cuh`, uint32. B thread blocks."""
 
     runs: NDArray[np.uint32]  # [B, warps, runs, 4], the last of each warp empty
     tiles: NDArray[np.uint32]  # [B, tiles, 4]
@@ -90,8 +88,8 @@ def make_schedule(
     shapes: Sequence[Shape], row_blocks: Sequence[int], input_groups: Sequence[int], warps: Warps, num_blocks: int
 ) -> Schedule:
     """`row_blocks`, `input_groups`: where each matrix's activations begin, in blocks of 32 rows and in groups."""
-    work = _divide(shapes, warps, num_blocks)
-    writer = _Tables(shapes, row_blocks, input_groups, warps)
+    work = _divide(shapes, warps.count, num_blocks)
+    writer = _Tables(shapes, row_blocks, input_groups, warps.max_chunk)
     written = [writer.block(rows) for rows in work]
     return Schedule(
         runs=_padded([warp for block in written for warp in block.runs], 1).reshape(
@@ -107,24 +105,24 @@ def make_schedule(
 # ---- dividing
 
 
-def _divide(shapes: Sequence[Shape], warps: Warps, num_blocks: int) -> list[list[list[Part]]]:
-    """For each thread block and each row of its warps, the parts that it takes."""
-    line = _Line(shapes, warps.over_columns)
+def _divide(shapes: Sequence[Shape], num_warps: int, num_blocks: int) -> list[list[list[Part]]]:
+    """For each thread block and each of its warps, the parts that it takes."""
+    line = _Line(shapes)
     ends = line.block_ends(num_blocks)
     divided = list[list[list[Part]]]()
     for start, stop in zip([0.0, *ends[:-1]], ends, strict=True):
-        cuts = [start + (stop - start) * i / warps.over_rows for i in range(warps.over_rows + 1)]
+        cuts = [start + (stop - start) * i / num_warps for i in range(num_warps + 1)]
         divided.append([line.parts(a, b) for a, b in pairwise(cuts)])
     return divided
 
 
 class _Line:
-    """All tiles one after another, `width` neighbours at a time; places on it are bytes."""
+    """All tiles one after another; places on it are bytes."""
 
-    def __init__(self, shapes: Sequence[Shape], width: int) -> None:
+    def __init__(self, shapes: Sequence[Shape]) -> None:
         self._shapes = shapes
-        self._tiles = [(m, tile) for m, shape in enumerate(shapes) for tile in range(0, shape.num_tiles, width)]
-        self._costs = [min(width, shapes[m].num_tiles - tile) * shapes[m].layout.tile_bytes for m, tile in self._tiles]
+        self._tiles = [(m, tile) for m, shape in enumerate(shapes) for tile in range(shape.num_tiles)]
+        self._costs = [shapes[m].layout.tile_bytes for m, _ in self._tiles]
         self._ends = list(accumulate(self._costs))
 
     def block_ends(self, num_blocks: int) -> list[float]:
@@ -185,37 +183,35 @@ class _Block:
 
 class _Tables:
     def __init__(
-        self, shapes: Sequence[Shape], row_blocks: Sequence[int], input_groups: Sequence[int], warps: Warps
+        self, shapes: Sequence[Shape], row_blocks: Sequence[int], input_groups: Sequence[int], max_chunk: int
     ) -> None:
-        self._shapes, self._warps = shapes, warps
+        self._shapes = shapes
         self._row_blocks, self._input_groups = row_blocks, input_groups
         self._columns = [0, *accumulate(shape.out_features for shape in shapes)]
         self._streams = [0, *accumulate(shape.num_bytes for shape in shapes)]
         self._maxima = [0, *accumulate(len(shape.layout.groups) for shape in shapes)]
-        self._runs = cache(lambda m, first, stop: list(_runs(shapes[m].layout, first, stop, warps.max_chunk)))
+        self._runs = cache(lambda m, first, stop: list(_runs(shapes[m].layout, first, stop, max_chunk)))
         self.longest = 0
 
-    def block(self, rows: Sequence[Sequence[Part]]) -> _Block:
-        over_columns = self._warps.over_columns
-        takers: dict[tuple[int, int], list[tuple[int, Part]]] = {}  # of each tile: rows of warps, in order
-        for row, parts in enumerate(rows):
+    def block(self, warps: Sequence[Sequence[Part]]) -> _Block:
+        takers: dict[tuple[int, int], list[tuple[int, Part]]] = {}  # of each tile: warps, in order
+        for warp, parts in enumerate(warps):
             for part in parts:
-                for tile in range(part.tile, min(part.tile + over_columns, self._shapes[part.matrix].num_tiles)):
-                    takers.setdefault((part.matrix, tile), []).append((row, part))
-        runs: list[list[Words]] = [[] for _ in range(over_columns * len(rows))]
+                takers.setdefault((part.matrix, part.tile), []).append((warp, part))
+        runs: list[list[Words]] = [[] for _ in warps]
         tiles, used = list[tuple[int, int, int, tuple[int, int]]](), 0
         for (m, tile), taken in sorted(takers.items()):
             width = min(TILE_COLUMNS, self._shapes[m].out_features - TILE_COLUMNS * tile)
             tiles.append((self._columns[m] + TILE_COLUMNS * tile, width, used << 16 | len(taken) << 24, (m, tile)))
-            for row, part in taken:
-                runs[row * over_columns + tile % over_columns] += self._placed(part, tile, used)
+            for warp, part in taken:
+                runs[warp] += self._placed(part, used)
                 used += 1
         self.longest = max(self.longest, *map(len, runs))
         return _Block(runs, tiles, used)
 
-    def _placed(self, part: Part, tile: int, sums: int) -> list[Words]:
+    def _placed(self, part: Part, sums: int) -> list[Words]:
         m = part.matrix
-        base = self._streams[m] + tile * self._shapes[m].layout.tile_bytes
+        base = self._streams[m] + part.tile * self._shapes[m].layout.tile_bytes
         placed = [
             (
                 (base + source) // 16,
@@ -229,7 +225,9 @@ class _Tables:
         return [*placed[:-1], (source, shape | ENDS_TILE, group, row)]
 
 
-def _with_slots(blocks: Sequence[Sequence[tuple[int, int, int, tuple[int, int]]]]) -> list[list[Words]]:
+def _with_slots(
+    blocks: Sequence[Sequence[tuple[int, int, int, tuple[int, int]]]],
+) -> list[list[Words]]:
     """Tiles that several thread blocks share get neighbouring slots for their parts."""
     counts = _counts(blocks)
     firsts, used = dict[tuple[int, int], int](), 0
@@ -267,7 +265,7 @@ def _padded(lists: Sequence[Sequence[Words]], extra: int) -> NDArray[np.uint32]:
 
 
 def _runs(layout: StreamLayout, first: int, stop: int, max_chunk: int) -> Iterator[Words]:
-    """What `exl2_decode.cu` calls Run, relative to a tile, to the matrix's groups, and to its rows."""
+    """What `product.cuh` calls Run, relative to a tile, to the matrix's groups, and to its rows."""
     while first < stop:
         bits, num_blocks = layout.groups[first].form
         end = next((i for i in range(first, stop) if layout.groups[i].form != (bits, num_blocks)), stop)

@@ -71,6 +71,14 @@ class StreamLayout:
                 packed_row += group.bits
         return table
 
+    def dense_table(self) -> list[tuple[int, int, int, int]]:
+        """What `exl2_dense.cu` calls DenseBlock, for every block of a tile in order."""
+        return [
+            (start + HEADER_BYTES + i * block_bytes(group.bits), start, number, group.bits)
+            for number, (group, start) in enumerate(zip(self.groups, self.group_starts, strict=False))
+            for i in range(group.num_blocks)
+        ]
+
 
 @cache
 def stream_layout(layout: Layout) -> StreamLayout:

@@ -16,7 +16,9 @@ from polybit.kernels.cuda.launch import Kernel
 from polybit.kernels.cuda.schedule import MAX_INPUT, Shape
 from polybit.kernels.cuda.stream import BLOCK_ROWS, TILE_COLUMNS, StreamLayout, num_tiles, stream_layout
 
+HALF = (torch.float16, torch.bfloat16)  # the kernels round activations to 11 bits
 STREAM = Build("exl2_stream.cu")
+DENSE = {dtype: Build.of("exl2_dense.cu", {"BFLOAT": int(dtype == torch.bfloat16)}) for dtype in HALF}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +29,7 @@ class SortedInput:
     groups: Tensor  # [groups of all copies, 2] int32: first row, rows | bits << 16
     row_blocks: tuple[int, ...]  # where each matrix's copy begins, in blocks of 32 rows
     first_groups: tuple[int, ...]  # and in groups
+    spans: tuple[tuple[int, int], ...]  # first and behind the last of matrices in a row that have one order
 
     @property
     def num_groups(self) -> int:
@@ -64,27 +67,29 @@ class Streamed:
         start = BLOCK_ROWS * self.input.row_blocks[index]
         return self.input.order[start : start + self.in_features]
 
-    def dense(self, index: int, start: int, stop: int) -> Tensor:
-        """Columns [start, stop) of one matrix, multiples of 64 but at its end: [stop - start, K] fp16, rows sorted."""
+    def dequantize(self, index: int, start: int, stop: int, out: Tensor) -> None:
+        """Columns [start, stop) of one matrix to out [stop - start, K], rows sorted; start is a multiple of 64."""
         shape = self.shapes[index]
         layout, device = shape.layout, self.stream.device
-        out = torch.empty(stop - start, shape.in_features, dtype=torch.float16, device=device)
         first_byte = sum(earlier.num_bytes for earlier in self.shapes[:index])
         first_group = sum(len(earlier.layout.groups) for earlier in self.shapes[:index])
-        Kernel.get(STREAM, "exl2_dequantize", device).launch(
-            (num_tiles(stop - start), -(-layout.num_blocks // 8)), 256, self.stream[first_byte:],
-            *_block_tables(layout, device), self.maxima[first_group:], out, layout.num_blocks, stop,
-            shape.in_features, start // TILE_COLUMNS, np.uint64(layout.tile_bytes),
+        Kernel.get(DENSE[out.dtype], "exl2_dequantize", device).launch(
+            (-(-layout.num_blocks // 16), num_tiles(stop - start)), 256, self.stream[first_byte:],
+            _dense_table(layout, device), self.maxima[first_group:], out, layout.num_blocks, stop, out.stride(0),
+            start // TILE_COLUMNS, np.uint64(layout.tile_bytes),
         )  # fmt: skip
-        return out
 
 
 @cache
-def _block_tables(layout: StreamLayout, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of every block of a tile: [blocks, 4] what `exl2_stream.cu` calls Block, and [blocks] its group in the stream."""
-    groups = [i for i, group in enumerate(layout.groups) for _ in range(group.num_blocks)]
-    table = torch.tensor(layout.block_table(), dtype=torch.int64).to(torch.int32)
-    return table.to(device), torch.tensor(groups, dtype=torch.int32).to(device)
+def _block_table(layout: StreamLayout, device: torch.device) -> Tensor:
+    """[blocks, 4] int32"""
+    return torch.tensor(layout.block_table(), dtype=torch.int64).to(torch.int32).to(device)
+
+
+@cache
+def _dense_table(layout: StreamLayout, device: torch.device) -> Tensor:
+    """[blocks, 4] int32"""
+    return torch.tensor(layout.dense_table(), dtype=torch.int64).to(torch.int32).to(device)
 
 
 def prepare(tensor: Exl2Tensor, prescale: float, device: torch.device, dtype: torch.dtype) -> Streamed:
@@ -94,7 +99,7 @@ def prepare(tensor: Exl2Tensor, prescale: float, device: torch.device, dtype: to
     stream = torch.empty(shape.num_bytes, dtype=torch.uint8, device=device)
     Kernel.get(STREAM, "exl2_repack", device).launch(
         (shape.num_tiles, -(-layout.num_blocks // 4)), 128, tensor.q_weight.to(device), tensor.q_scale.to(device),
-        None, _block_tables(layout, device)[0], stream, layout.num_blocks, shape.out_features,
+        None, _block_table(layout, device), stream, layout.num_blocks, shape.out_features,
         np.uint64(layout.tile_bytes),
     )  # fmt: skip
     maxima = _maxima(tensor, prescale, [group.source for group in layout.groups]).to(device)
@@ -142,7 +147,14 @@ def _sorted_input(orders: Sequence[tuple[StreamLayout, Tensor]]) -> SortedInput:
         groups=torch.tensor(table, dtype=torch.int32).to(order.device),
         row_blocks=tuple(rows[place] // BLOCK_ROWS for place in places),
         first_groups=tuple(groups[place] for place in places),
+        spans=_spans([order for _, order in orders]),
     )
+
+
+def _spans(orders: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Runs of equal orders."""
+    starts = [i for i, order in enumerate(orders) if i == 0 or not torch.equal(order, orders[i - 1])]
+    return tuple(zip(starts, [*starts[1:], len(orders)], strict=True))
 
 
 def _input_groups(layout: StreamLayout, first_row: int) -> Iterator[tuple[int, int]]:

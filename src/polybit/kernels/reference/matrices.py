@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polybit.format import exl2, gptq
-from polybit.format.exl2 import Exl2Tensor
+from polybit.format.exl2 import Exl2Tensor, Layout
 from polybit.format.gptq import GptqTensor
 from polybit.kernels.protocol import Matrix
 
@@ -62,9 +62,9 @@ class PackedMatrix:
         return self.tensor.num_bytes
 
 
-def column_parts(in_features: int, out_features: int, step: int = COLUMN_STEP, times: int = 1) -> list[tuple[int, int]]:
-    """Start and stop of the columns that are dequantized at once: `times` MAX_WORK_WEIGHTS at most, or `step`."""
-    width = max(step, times * MAX_WORK_WEIGHTS // in_features // step * step)
+def column_parts(in_features: int, out_features: int) -> list[tuple[int, int]]:
+    """Start and stop of the columns that are dequantized at once: MAX_WORK_WEIGHTS at most, or COLUMN_STEP."""
+    width = max(COLUMN_STEP, MAX_WORK_WEIGHTS // in_features // COLUMN_STEP * COLUMN_STEP)
     return [(start, min(start + width, out_features)) for start in range(0, out_features, width)]
 
 
@@ -82,6 +82,10 @@ def prepare_gptq(
     tensor: GptqTensor, prescale: float, device: torch.device, dtype: torch.dtype, unpacked: bool
 ) -> Matrix:
     return _prepare(PackedMatrix(tensor.to(device), prescale, dtype), unpacked)
+
+
+def exl2_bytes(layout: Layout, out_features: int, dtype: torch.dtype) -> int:
+    return exl2.storage_bits(layout, out_features, bias=False) // 8
 
 
 def _prepare(packed: PackedMatrix, unpacked: bool) -> Matrix:

@@ -5,9 +5,11 @@ from triton import knobs
 from polybit.kernels.reference import join, prepare_dense
 from polybit.kernels.triton.activations import activate, gated_activate
 from polybit.kernels.triton.attention import attention
+from polybit.kernels.triton.decode_attention import decode_attention
 from polybit.kernels.triton.embedding import embedding
 from polybit.kernels.triton.matrices import (
     dequantize,
+    exl2_bytes,
     gated_matmul,
     matmul,
     norm_matmul,
@@ -20,13 +22,17 @@ from polybit.kernels.triton.rope import rope
 
 __all__ = [
     "DEVICES",
+    "HOLDS_SCORES",
+    "KEPT_BYTES",
     "NAME",
     "NATIVE_OPS",
     "READS_PACKED",
     "activate",
     "attention",
+    "decode_attention",
     "dequantize",
     "embedding",
+    "exl2_bytes",
     "gated_activate",
     "gated_matmul",
     "join",
@@ -43,11 +49,14 @@ __all__ = [
 
 NAME = "triton"
 DEVICES = frozenset({"cuda", "cpu"} if knobs.runtime.interpret else {"cuda"})
+KEPT_BYTES = 1 << 20  # counters of parts of a sum
 READS_PACKED = frozenset({"exl2", "gptq"})
+HOLDS_SCORES = False
 NATIVE_OPS = frozenset(
     {
         "activate",
         "attention",
+        "decode_attention",
         "dequantize",
         "embedding",
         "gated_activate",

@@ -6,6 +6,7 @@ lengths; the last program of a tile joins the parts in order. Logits are kept in
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from polybit.kernels.pages import GROUP, Pages
+from polybit.kernels.triton.pages import arguments_of
 from polybit.kernels.triton.reduction import MAX_SUMS, arrives_last, counters, num_at_once, num_processors, shared_bytes
 from polybit.kernels.triton.rope import dense_heads
+from polybit.kernels.triton.rows import load_rows, turn, values_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 DECODE_QUERIES = 8  # steps of at most so many tokens a sequence divide their keys
@@ -33,6 +37,12 @@ def _tanh(x):
 
 
 @triton.jit
+def capped(logits, softcap):
+    """softcap * tanh(logits / softcap); as they are if it is None."""
+    return logits if softcap is None else softcap * _tanh(logits / softcap)
+
+
+@triton.jit
 def _attend(
     q,
     accumulator,
@@ -40,45 +50,43 @@ def _attend(
     total,
     k_pages,
     v_pages,
+    k_scales,
+    v_scales,
     page_row,
     page_tokens,
+    kv_head,
     position,
     first,
     stop,
     scale,
     window,
     softcap,
-    KEY_STRIDE: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    K_BITS: tl.constexpr,
+    V_BITS: tl.constexpr,
+    SPAN: tl.constexpr,
     WHOLE_TILES: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Take in keys [first, stop). WHOLE_TILES: no tile of keys crosses a page. MASKED: not every row sees every key."""
-    feature = tl.arange(0, BLOCK_D)[None, :]
     for start in range(first, stop, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
         if WHOLE_TILES:
             page = tl.load(page_row + start // page_tokens).to(tl.int64)
-            tile = (page * page_tokens + start % page_tokens) * KEY_STRIDE
-            at = tl.arange(0, BLOCK_N)[:, None] * KEY_STRIDE + feature
-            k_tile, v_tile = k_pages + tile, v_pages + tile
+            tile = (page * page_tokens + start % page_tokens) * NUM_KV_HEADS + kv_head
+            row = tl.arange(0, BLOCK_N) * NUM_KV_HEADS
         else:
             page = tl.load(page_row + key // page_tokens, key < stop, other=0).to(tl.int64)
-            at = (page * page_tokens + key % page_tokens)[:, None] * KEY_STRIDE + feature
-            k_tile, v_tile = k_pages, v_pages
+            tile, row = kv_head, (page * page_tokens + key % page_tokens) * NUM_KV_HEADS
+        inside = None
         if MASKED:
-            inside = (key < stop)[:, None] & (feature < HEAD_DIM)
-            k = tl.load(k_tile + at, inside, other=0.0)
-        elif HEAD_DIM == BLOCK_D:
-            k = tl.load(k_tile + at)
-        else:
-            k = tl.load(k_tile + at, feature < HEAD_DIM, other=0.0)
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        if softcap is not None:
-            logits = softcap * _tanh(logits / softcap)
-        logits *= LOG2_E
+            inside = key < stop
+        rows, scales = load_rows(k_pages, k_scales, tile, row, inside, HEAD_DIM, BLOCK_D, K_BITS, SPAN)
+        k = values_of(rows, scales, q.dtype, BLOCK_N, BLOCK_D, K_BITS)
+        logits = capped(tl.dot(q, tl.trans(k), input_precision="ieee") * scale, softcap) * LOG2_E
         if MASKED:
             visible = (key[None, :] <= position[:, None]) & (key < stop)[None, :]
             if window is not None:
@@ -92,12 +100,8 @@ def _attend(
         decay = tl.exp2(maximum - base)
         total = total * decay + tl.sum(weights, 1)
         accumulator *= decay[:, None]
-        if MASKED:
-            v = tl.load(v_tile + at, inside, other=0.0)
-        elif HEAD_DIM == BLOCK_D:
-            v = tl.load(v_tile + at)
-        else:
-            v = tl.load(v_tile + at, feature < HEAD_DIM, other=0.0)
+        rows, scales = load_rows(v_pages, v_scales, tile, row, inside, HEAD_DIM, BLOCK_D, V_BITS, SPAN)
+        v = values_of(rows, scales, q.dtype, BLOCK_N, BLOCK_D, V_BITS)
         accumulator = tl.dot(weights.to(v.dtype), v, accumulator, input_precision="ieee")
         maximum = new_maximum
     return accumulator, maximum, total
@@ -129,6 +133,8 @@ def _attention(
     q,
     k_pages,
     v_pages,
+    k_scales,
+    v_scales,
     page_table,
     query_starts,
     lengths,
@@ -149,6 +155,9 @@ def _attention(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    K_BITS: tl.constexpr,
+    V_BITS: tl.constexpr,
+    SPAN: tl.constexpr,
     WHOLE_TILES: tl.constexpr,
     DIVIDED: tl.constexpr,
 ):
@@ -183,24 +192,26 @@ def _attention(
     at_row = (first_token + query).to(tl.int64) * q_stride + head * HEAD_DIM
     shown = inside[:, None] & (feature < HEAD_DIM)
     queries = tl.load(q + at_row[:, None] + feature, shown, other=0.0)
+    if K_BITS < 16:
+        queries = turn(queries, BLOCK_M, BLOCK_D, SPAN).to(queries.dtype)
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     page_row = page_table + sequence.to(tl.int64) * table_stride
-    k_head, v_head = k_pages + kv_head * HEAD_DIM, v_pages + kv_head * HEAD_DIM
-    key_stride: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
     masked_from = start
     if window is None:  # all rows see the tiles before the first row's own
         masked_from = tl.maximum(
             tl.minimum((first_position + 1) // BLOCK_N * BLOCK_N, stop // BLOCK_N * BLOCK_N), start
         )
         accumulator, maximum, total = _attend(
-            queries, accumulator, maximum, total, k_head, v_head, page_row, page_tokens, position, start, masked_from,
-            scale, window, softcap, key_stride, HEAD_DIM, BLOCK_D, BLOCK_N, WHOLE_TILES, MASKED=False,
+            queries, accumulator, maximum, total, k_pages, v_pages, k_scales, v_scales, page_row, page_tokens, kv_head,
+            position, start, masked_from, scale, window, softcap,
+            NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_N, K_BITS, V_BITS, SPAN, WHOLE_TILES, MASKED=False,
         )  # fmt: skip
     accumulator, maximum, total = _attend(
-        queries, accumulator, maximum, total, k_head, v_head, page_row, page_tokens, position, masked_from, stop,
-        scale, window, softcap, key_stride, HEAD_DIM, BLOCK_D, BLOCK_N, WHOLE_TILES, MASKED=True,
+        queries, accumulator, maximum, total, k_pages, v_pages, k_scales, v_scales, page_row, page_tokens, kv_head,
+        position, masked_from, stop, scale, window, softcap,
+        NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_N, K_BITS, V_BITS, SPAN, WHOLE_TILES, MASKED=True,
     )  # fmt: skip
 
     if DIVIDED:  # noqa: SIM102 (this is known when compiling, the other is not)
@@ -215,7 +226,10 @@ def _attention(
                 return
             accumulator, total = _join(parts, sums, first_part, num_parts, row, inside, BLOCK_M, BLOCK_D)
     out_row = (first_token + query).to(tl.int64) * (NUM_KV_HEADS * GROUP * HEAD_DIM) + head * HEAD_DIM
-    tl.store(out + out_row[:, None] + feature, accumulator / total[:, None], shown)
+    mixed = accumulator / total[:, None]
+    if V_BITS < 16:
+        mixed = turn(mixed.to(out.dtype.element_ty), BLOCK_M, BLOCK_D, SPAN)
+    tl.store(out + out_row[:, None] + feature, mixed, shown)
 
 
 @dataclass(frozen=True)
@@ -253,8 +267,8 @@ def max_parts(num_tiles: int, processors: int) -> int:
 
 def attention(
     q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: Tensor,
     query_starts: Tensor,
     lengths: Tensor,
@@ -263,10 +277,11 @@ def attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """The pages' type is q's."""
+    """The type of pages that are not quantized is q's."""
     q = dense_heads(q)
     device, (_, num_heads, head_dim) = q.device, q.shape
-    page_tokens, num_kv_heads = k_pages.shape[1:3]
+    keys, values = arguments_of(k_pages), arguments_of(v_pages)
+    page_tokens, num_kv_heads = keys.page_tokens, keys.num_kv_heads
     group, pairs = num_heads // num_kv_heads, lengths.shape[0] * num_kv_heads
     block_d = max(16, triton.next_power_of_2(head_dim))
     tiles = choose_tiles(max_queries * group, block_d, q.dtype, shared_bytes(device))
@@ -276,8 +291,10 @@ def attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=device)
     _attention[num_tiles, pairs, parts](
         q,
-        k_pages,
-        v_pages,
+        keys.rows,
+        values.rows,
+        keys.scales,
+        values.scales,
         page_table,
         query_starts,
         lengths,
@@ -298,6 +315,9 @@ def attention(
         BLOCK_M=tiles.rows,
         BLOCK_N=tiles.keys,
         BLOCK_D=block_d,
+        K_BITS=keys.bits,
+        V_BITS=values.bits,
+        SPAN=math.gcd(head_dim, GROUP),
         WHOLE_TILES=page_tokens % tiles.keys == 0,
         DIVIDED=max_queries <= DECODE_QUERIES,
         num_warps=tiles.warps,

@@ -12,11 +12,12 @@ import triton.language as tl
 from torch import Tensor
 
 from polybit.format import exl2
-from polybit.format.exl2 import Exl2Tensor, Span
+from polybit.format.exl2 import Exl2Tensor, Layout, Span
 from polybit.format.packing import BLOCK_ROWS, pack_rows, unpack_rows
 from polybit.kernels.triton import packed
 from polybit.kernels.triton.packed import above_1024, finish, launch_product, plane
 
+SPAN_TABLE_BYTES = 4 * 6 * 3
 LOW_PLANES = {3: 2, 5: 4, 6: 4}  # the wider plane of the widths that have two
 WIDTHS = tl.constexpr((8, 6, 5, 4, 3, 2))  # in order of rows
 REPACKED_AT_ONCE = 1 << 24  # weights, which bounds the work space
@@ -170,6 +171,13 @@ def prepare(tensor: Exl2Tensor, prescale: float, device: torch.device, dtype: to
         spans=torch.tensor(_span_table(list(layout.spans())), dtype=torch.int32, device=device),
         dtype=dtype,
     )
+
+
+def num_bytes(layout: Layout, out_features: int) -> int:
+    """Of the Exl2Matrix of such a tensor."""
+    num_groups, in_features = len(layout.groups), layout.in_features
+    words = 4 * layout.packed_rows * out_features + num_groups * out_features // 2
+    return words + 2 * num_groups + 4 * in_features + 4 * (in_features // BLOCK_ROWS) + SPAN_TABLE_BYTES
 
 
 def _planes(words: Tensor, bits: int) -> Tensor:

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polybit.format.exl2 import Exl2Tensor
+from polybit.format.exl2 import Exl2Tensor, Layout
 from polybit.format.gptq import GptqTensor
+from polybit.kernels.composed import InTurn
 from polybit.kernels.protocol import Matrix
 from polybit.kernels.reference.matrices import DenseMatrix, column_parts, foreign_matrix
 from polybit.kernels.triton import exl2, gptq
@@ -14,7 +15,6 @@ from polybit.kernels.triton.exl2 import Exl2Matrix
 from polybit.kernels.triton.gptq import GptqMatrix
 from polybit.kernels.triton.norms import rms_norm
 from polybit.kernels.triton.packed import MAX_ROWS, PackedMatrix
-from polybit.spec import Activation
 
 
 def prepare_exl2(
@@ -29,6 +29,10 @@ def prepare_gptq(
     return _prepare(gptq.prepare(tensor, prescale, device, dtype), unpacked)
 
 
+def exl2_bytes(layout: Layout, out_features: int, dtype: torch.dtype) -> int:
+    return exl2.num_bytes(layout, out_features)
+
+
 def _prepare(matrix: PackedMatrix, unpacked: bool) -> Matrix:
     return DenseMatrix(matrix.dense(0, matrix.out_features).T.contiguous()) if unpacked else matrix
 
@@ -38,14 +42,8 @@ def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
     return y if residual is None else residual + y
 
 
-def norm_matmul(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Matrix) -> Tensor:
-    return matmul(rms_norm(x, weight, eps, offset).to(weight.dtype), matrix)
-
-
-def gated_matmul(
-    gate: Tensor, up: Tensor, activation: Activation, matrix: Matrix, residual: Tensor | None = None
-) -> Tensor:
-    return matmul(gated_activate(gate, up, activation), matrix, residual)
+_in_turn = InTurn(rms_norm, gated_activate, matmul)
+norm_matmul, gated_matmul = _in_turn.norm_matmul, _in_turn.gated_matmul
 
 
 def _product(x: Tensor, matrix: Matrix) -> Tensor:

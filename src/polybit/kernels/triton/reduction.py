@@ -45,6 +45,13 @@ def num_processors(device: torch.device) -> int:
 
 
 @functools.cache
+def can_overlap(device: torch.device) -> bool:
+    """Whether a launch may start before the one before it has ended (programmatic dependent launch)."""
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    return is_nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@functools.cache
 def shared_bytes(device: torch.device) -> int:
     """Shared memory that one program may have."""
     if device.type == "cpu":

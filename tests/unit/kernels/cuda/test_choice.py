@@ -1,12 +1,15 @@
 """Launches for cards that are not here: what does not fit the tables or the card is never chosen."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 pytest.importorskip("cuda.core")
 pytest.importorskip("triton")
 
-from polybit.kernels.cuda.decode import ROWS_AT_ONCE, Form, choose, form_for
-from polybit.kernels.cuda.schedule import MAX_PARTS, MAX_SUMS, Schedule, Shape, Warps, make_schedule
+from polybit.kernels.cuda.decode import ROWS_AT_ONCE, STATIC_BYTES, Form, choose, form_for
+from polybit.kernels.cuda.schedule import MAX_PARTS, MAX_SUMS, MAX_TILES, Schedule, Shape, Warps, make_schedule
 from polybit.kernels.cuda.stream import stream_layout
 from polybit.quantizer.candidates import parameter_set
 
@@ -17,7 +20,14 @@ CARDS = {
     "laptop": (20, 95_000),
     "T4": (40, 59_000),
     "MIG": (16, 226_304),
+    "GTX 1650": (14, 59_000),
 }
+LAYERS = [
+    ("100%x4b/g128", 4096, [4096, 1024, 1024]),
+    ("100%x4b/g128", 4096, [14336, 14336]),
+    ("100%x4b/g128", 14336, [4096]),
+    ("5%x6b/g32 + 20%x3b/g64 + 75%x2b/g64", 14336, [4096]),
+]
 SHAPES = [
     ("100%x4b/g32", 8192, [256]),
     ("100%x4b/g32", 18432, [512]),
@@ -39,15 +49,39 @@ def test_every_shape_has_a_launch_that_fits(card, rows, text, in_features, width
     assert chosen is not None
     warps, schedule = chosen
     assert form.shared_bytes(warps, schedule.num_sums) <= shared
-    assert (most_parts(schedule), schedule.num_sums) <= (MAX_PARTS, MAX_SUMS)
+    assert schedule.fits_tables
     assert schedule.most_parts == most_parts(schedule)
+
+
+@pytest.mark.parametrize("rows", [1, 8, ROWS_AT_ONCE])
+@pytest.mark.parametrize("processors", [14, 40])
+@pytest.mark.parametrize("shared", [48 << 10, 64 << 10, 99 << 10], ids=["48 KB", "64 KB", "99 KB"])
+@pytest.mark.parametrize(("text", "in_features", "widths"), LAYERS)
+def test_layers_of_an_8b_have_a_launch_on_small_cards(text, in_features, widths, shared, processors, rows) -> None:
+    """Of as much shared memory as cards of compute capability 7.5 (64 KB) and 8.6 to 12.0 (99 KB) have, and of less."""
+    form, layout = form_for(rows), stream_layout(parameter_set(text).layout(in_features))
+    shapes, nothing = tuple(Shape(layout, width) for width in widths), (0,) * len(widths)
+    chosen = choose(form, shapes, nothing, nothing, processors, shared - STATIC_BYTES, 64 * processors)
+    assert chosen is not None
+    warps, schedule = chosen
+    assert form.shared_bytes(warps, schedule.num_sums) + STATIC_BYTES <= shared
+    assert schedule.fits_tables
+    assert schedule.num_slots <= 64 * processors
 
 
 def test_a_schedule_with_too_many_parts_says_so() -> None:
     layout = stream_layout(parameter_set("100%x4b/g32").layout(8192))
-    schedule = make_schedule((Shape(layout, 64),), (0,), (0,), Warps(1, 1, 2), 2048)
+    schedule = make_schedule((Shape(layout, 64),), (0,), (0,), Warps(1, 2), 2048)
     assert schedule.most_parts > MAX_PARTS
     assert not schedule.fits_tables
+
+
+def test_a_schedule_with_too_many_tiles_says_so() -> None:
+    layout = stream_layout(parameter_set("100%x4b/g128").layout(128))
+    schedule = make_schedule((Shape(layout, 64 * MAX_SUMS),), (0,), (0,), Warps(1, 4), 1)
+    assert schedule.fits_tables
+    for tiles, fits in ((MAX_TILES, True), (MAX_TILES + 1, False)):
+        assert replace(schedule, tiles=np.resize(schedule.tiles, (1, tiles, 4))).fits_tables == fits
 
 
 def test_where_nothing_fits_nothing_is_chosen() -> None:

@@ -15,7 +15,7 @@ layouts = st.lists(groups, min_size=1, max_size=12).map(
     lambda listed: Layout(tuple(sorted(listed, key=lambda group: -group.bits)))
 )
 shapes = st.builds(Shape, layouts.map(stream_layout), st.integers(1, 30).map(lambda n: 32 * n))
-warps = st.builds(Warps, st.sampled_from([1, 2]), st.integers(1, 8), st.sampled_from([2, 4]))
+warps = st.builds(Warps, st.integers(1, 16), st.sampled_from([2, 4]))
 
 
 @given(layouts)

@@ -1,0 +1,89 @@
+"""A request made ready: its prompt, parameters and tokenizer become a sequence that the engine can run."""
+
+from collections.abc import Collection, Iterable
+from collections.abc import Sequence as Tokens
+
+from polybit.errors import RequestError
+from polybit.generator.filters import Filter, OneOf
+from polybit.generator.params import GRAMMARS, SamplingParams
+from polybit.generator.sampling import SamplingState
+from polybit.generator.sampling.mask import TokenMask, mask_of
+from polybit.generator.sequence import Sequence
+from polybit.generator.structured import Grammar
+from polybit.text import Tokenizer
+
+
+def new_sequence(
+    prompt: list[int],
+    params: SamplingParams,
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    room: int,
+    shown: Collection[int],
+) -> Sequence:
+    """`vocab_size`: tokens that may be drawn. `room`: tokens that the context leaves for the answer. `shown`: tokens
+    whose text the answer goes on from.
+
+    Raises RequestError for parameters that this model cannot serve.
+    """
+    check_tokens(params, vocab_size)
+    detokenizer = tokenizer.detokenizer(params.show_special, after=shown)
+    ends = frozenset(params.stop_tokens)
+    if params.is_shaped or not params.ignore_eos:
+        ends |= frozenset(tokenizer.eos_ids)
+    filter_ = make_filter(params, tokenizer, vocab_size, ends, detokenizer.drops_space)
+    first = None
+    if params.token_healing and (healed := heal(prompt, tokenizer)):
+        prompt, first = prompt[:-1], mask_of(tokenizer.piece_index.starting_with(healed), vocab_size)
+        detokenizer.skip(len(healed))
+    sampling = SamplingState(params, prompt, dry_breakers(params, tokenizer), xtc_spared(params, tokenizer, vocab_size))
+    return Sequence(prompt, params, ends, detokenizer, room, sampling, filter_, first)
+
+
+def make_filter(
+    params: SamplingParams, tokenizer: Tokenizer, vocab_size: int, ends: frozenset[int], drops_space: bool
+) -> Filter | None:
+    """For what the answer is to look like, if anything. `drops_space`: its first space would be the tokenizer's own."""
+    options = params.choices or params.starts_with
+    if options:
+        is_open = bool(params.starts_with)
+        return OneOf(options, tokenizer.piece_index, vocab_size, ends, is_open, drops_space)
+    for name in GRAMMARS:
+        source: str | None = getattr(params, name)
+        if source is not None:
+            return Grammar(source, name, tokenizer, vocab_size, ends)
+    return None
+
+
+def heal(prompt: Tokens[int], tokenizer: Tokenizer) -> bytes | None:
+    """What the prompt's last token writes, so that the answer may begin with a token that writes it and more.
+
+    None for a token that writes nothing, and where none would be left.
+    """
+    if len(prompt) < 2:
+        return None
+    return tokenizer.piece_index.written.get(prompt[-1])
+
+
+def dry_breakers(params: SamplingParams, tokenizer: Tokenizer) -> frozenset[int]:
+    """Special tokens, those named, and those whose text holds a text named."""
+    if params.dry_multiplier == 0:
+        return frozenset()
+    return tokenizer.piece_index.holding(params.dry_breakers) | frozenset(params.dry_breaker_tokens)
+
+
+def xtc_spared(params: SamplingParams, tokenizer: Tokenizer, vocab_size: int) -> TokenMask | None:
+    """As for DRY's breakers."""
+    if params.xtc_probability == 0:
+        return None
+    spared = tokenizer.piece_index.holding(params.xtc_spared) | frozenset(params.xtc_spared_tokens)
+    return mask_of(spared, vocab_size)
+
+
+def check_tokens(params: SamplingParams, vocab_size: int) -> None:
+    """Raises RequestError for a token that the model does not have."""
+    for name in ("logit_bias", "dry_breaker_tokens", "xtc_spared_tokens"):
+        tokens: Iterable[int] = getattr(params, name)
+        beyond = next((token for token in tokens if token >= vocab_size), None)
+        if beyond is not None:
+            raise RequestError(f"{name} names token {beyond}, expected token ids from 0 to {vocab_size - 1}")

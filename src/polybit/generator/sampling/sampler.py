@@ -1,0 +1,180 @@
+"""One token for each row of a batch. Rows that want the same samplers go through them together.
+
+Axes: S sequences, V vocabulary. The host reads nothing back but what somebody asked for, so that the next step can
+begin before this one's tokens are known.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polybit.errors import KernelError, PolybitError, RequestError
+from polybit.generator.sampling.mask import is_member
+from polybit.generator.sampling.randomness import PICK
+from polybit.generator.sampling.report import Drawn, Ranked, Report
+from polybit.generator.sampling.state import SamplingState
+from polybit.generator.sampling.steps import MIROSTAT
+
+UNUSABLE = -1  # in place of a token, where no logit is a finite number
+States = Sequence[SamplingState]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """tokens [S] int64, where the logits are; UNUSABLE says that `unusable` knows why. Reports by row."""
+
+    tokens: Tensor
+    reports: dict[int, Report] = field(default_factory=dict)
+
+    def drawn(self) -> list[Drawn]:
+        """Waits for the device."""
+        return [Drawn(token, self.reports.get(row)) for row, token in enumerate(self.tokens.tolist())]
+
+
+def sample(logits: Tensor, states: States) -> Sampled:
+    """logits [S, V] fp32 of the model, and the state of each row. Changes neither."""
+    open_logits = masked(logits, states)
+    groups = _groups(states)
+    if len(groups) == 1:
+        return _sample_group(logits, open_logits, states)
+    tokens = torch.empty(len(states), dtype=torch.int64, device=logits.device)
+    reports: dict[int, Report] = {}
+    for rows in groups:
+        at = torch.tensor(rows, device=logits.device)
+        part = _sample_group(logits[at], open_logits[at], [states[row] for row in rows])
+        tokens[at] = part.tokens
+        reports |= {rows[i]: report for i, report in part.reports.items()}
+    return Sampled(tokens, reports)
+
+
+def distributions(logits: Tensor, states: States) -> Tensor:
+    """The probabilities [S, V] that `sample` would draw from. Rows without a finite logit are NaN."""
+    probs = torch.empty_like(logits)
+    open_logits = masked(logits, states)
+    for rows in _groups(states):
+        at = torch.tensor(rows, device=logits.device)
+        final, *_ = _through_steps(open_logits[at], [states[row] for row in rows])
+        probs[at] = _final(final, states[rows[0]]).softmax(-1)
+    return probs
+
+
+def unusable(logits: Tensor, num_tokens: int) -> PolybitError:
+    """Why no token was drawn from a row's logits [V], `num_tokens` into its text."""
+    if bool(logits.amax().isfinite()):
+        return RequestError(
+            f"no token is left to go on with after {num_tokens} tokens: filters, banned texts and logit_bias exclude "
+            "each other; leave one of them out"
+        )
+    count = int(logits.isnan().sum())
+    found = f"NaN in {count} of {len(logits)} logits" if count else f"a largest logit of {logits.amax():g}"
+    return KernelError(
+        f"the model gave {found} after {num_tokens} tokens, expected finite numbers; "
+        "the weights are damaged or overflow: check the files, or load with dtype='float32'"
+    )
+
+
+def masked(logits: Tensor, states: States) -> Tensor:
+    """Without the tokens that each row may not say now."""
+    by_row = {row: state.allowed for row, state in enumerate(states) if state.allowed is not None}
+    if by_row:
+        masks = torch.from_numpy(np.stack(list(by_row.values()))).to(logits.device)
+        allowed = torch.ones_like(logits, dtype=torch.bool)
+        allowed[torch.tensor(list(by_row), device=logits.device)] = is_member(masks, logits.shape[-1])
+        logits = logits.masked_fill(~allowed, -math.inf)
+    places = [(row, token) for row, state in enumerate(states) for token in state.blocked]
+    if places:
+        at = torch.tensor(places, device=logits.device).T
+        logits = logits.index_put((at[0], at[1]), torch.tensor(-math.inf, device=logits.device))
+    return logits
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Invert the cumulative distribution of softmax(logits) at `uniforms` [S] of [0, 1): [S]. Never a dropped token."""
+    probs = logits.softmax(-1)
+    reached = torch.where(probs > 0, probs.cumsum(-1), 0)
+    total = reached.amax(-1)
+    tokens = (reached > (uniforms * total)[:, None]).int().argmax(-1)
+    return torch.where(total > 0, tokens, UNUSABLE)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The token of the largest logit, the first of equals: [S]."""
+    largest, tokens = logits.max(-1)
+    return torch.where(largest.isfinite(), tokens, UNUSABLE)
+
+
+def _groups(states: States) -> list[list[int]]:
+    """Rows that go through the same steps."""
+    groups: dict[str, list[int]] = {}
+    for row, state in enumerate(states):
+        groups.setdefault(state.kind, []).append(row)
+    return list(groups.values())
+
+
+def _sample_group(raw: Tensor, logits: Tensor, states: States) -> Sampled:
+    final, before_mirostat, uniforms = _through_steps(logits, states)
+    tokens = likeliest(final) if states[0].is_greedy else draw(final, uniforms)
+    rows = [row for row, s in enumerate(states) if s.is_reported]
+    if not rows:
+        return Sampled(tokens)
+    at = torch.tensor(rows, device=logits.device)
+    seen = [states[row] for row in rows]
+    reports = _reports(tokens[at], raw[at], _final(final[at], seen[0]), before_mirostat[at], seen)
+    return Sampled(tokens, {row: report for row, report in zip(rows, reports, strict=True) if report is not None})
+
+
+def _through_steps(logits: Tensor, states: States) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits [S, V] after all steps, those that mirostat got (else the last), and numbers [S] to draw by."""
+    is_drawn = not states[0].is_greedy
+    numbers = [[*state.constants, state.uniform(PICK) if is_drawn else 0.0] for state in states]
+    values = torch.tensor(numbers, dtype=torch.float32).T.to(logits.device)
+    before_mirostat, first = logits, 0
+    for step in states[0].steps:
+        before_mirostat = logits if step is MIROSTAT else before_mirostat
+        logits = step.apply(logits, values[first : first + len(step.fields)], states)
+        first += len(step.fields)
+    return logits, before_mirostat, values[-1]
+
+
+def _final(logits: Tensor, state: SamplingState) -> Tensor:
+    """Logits of the distribution that is drawn from: where the likeliest token is taken, of that alone."""
+    if not state.is_greedy:
+        return logits
+    return torch.full_like(logits, -math.inf).scatter(1, logits.argmax(-1, keepdim=True), 0)
+
+
+def _reports(
+    tokens: Tensor, raw: Tensor, final: Tensor, before_mirostat: Tensor, states: States
+) -> list[Report | None]:
+    """Of rows that want one, from logits as the model gave them, as they were drawn from, and as mirostat got them."""
+    model, drawn = raw.log_softmax(-1), final.log_softmax(-1)
+    bits = before_mirostat.log_softmax(-1) / -math.log(2)
+    at = tokens.clamp_min(0)[:, None]
+    model_logprobs, logprobs, surprises = (x.gather(1, at)[:, 0].tolist() for x in (model, drawn, bits))
+    model_likeliest, likeliest_drawn = (_ranked(x, states) for x in (model, drawn))
+    return [
+        None
+        if token == UNUSABLE
+        else Report(
+            model_logprob=model_logprobs[i],
+            logprob=logprobs[i],
+            model_likeliest=model_likeliest[i],
+            likeliest=likeliest_drawn[i],
+            surprise=surprises[i] if states[i].params.mirostat_tau > 0 else None,
+        )
+        for i, token in enumerate(tokens.tolist())
+    ]
+
+
+def _ranked(logprobs: Tensor, states: States) -> list[Ranked]:
+    """As many as each row asked for, but none of probability 0."""
+    counts = [min(state.params.logprobs or 0, logprobs.shape[-1]) for state in states]
+    values, tokens = (x.tolist() for x in logprobs.topk(max(counts)))
+    return [
+        tuple((t, v) for t, v in zip(tokens[i][:count], values[i], strict=False) if v > -math.inf)
+        for i, count in enumerate(counts)
+    ]

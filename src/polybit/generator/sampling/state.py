@@ -1,0 +1,71 @@
+"""What sampling knows of one request: what it wants, its text, its random numbers, and what it may not say now."""
+
+import copy
+import random
+from collections.abc import Collection, Sequence
+
+from polybit.generator.params import SamplingParams
+from polybit.generator.sampling.history import History, changes
+from polybit.generator.sampling.mask import TokenMask
+from polybit.generator.sampling.randomness import NUMBERS_A_TOKEN, uniform
+from polybit.generator.sampling.report import Report
+from polybit.generator.sampling.steps import steps_of
+from polybit.generator.sampling.truncation import next_bound
+
+
+class SamplingState:
+    """One for each request: `accept` each token that its text gets, `rewind` where text is taken back.
+
+    `blocked` and `allowed` are what the next token is not, and the only ones it may be; whoever controls the text
+    sets them before each step.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        breakers: frozenset[int] = frozenset(),
+        spared: TokenMask | None = None,
+    ) -> None:
+        """`breakers`: tokens across which DRY sees no repetition. `spared`: those that XTC leaves alone."""
+        self.params = params
+        self.steps = steps_of(params)
+        self.is_greedy = params.is_greedy
+        self.is_reported = params.logprobs is not None or params.mirostat_tau > 0
+        self.kind = f"{self.is_greedy} {' '.join(step.name for step in self.steps)}"  # rows of one go together
+        self.constants = [float(getattr(params, name)) for step in self.steps for name in step.fields]
+        self.breakers = breakers
+        self.spared = spared
+        self.bias = changes(params.logit_bias)
+        self.blocked: Collection[int] = ()
+        self.allowed: TokenMask | None = None
+        self.bound = 2 * params.mirostat_tau  # mirostat's mu, in bits
+        self.history = History(prompt if params.reads_text else ())
+        self._key = random.getrandbits(63) if params.seed is None else params.seed
+        self._num_drawn = 0
+
+    def uniform(self, purpose: int) -> float:
+        """The next token's own number of [0, 1)."""
+        return uniform(self._key, self._num_drawn * NUMBERS_A_TOKEN + purpose)
+
+    def accept(self, token: int, report: Report | None = None) -> None:
+        """The token that was drawn, and what `sample` reported of it, if it did."""
+        self._num_drawn += 1
+        if self.params.reads_text:
+            self.history.append(token)
+        if report is not None and report.surprise is not None:
+            self.bound = next_bound(self.bound, report.surprise, self.params.mirostat_tau, self.params.mirostat_eta)
+
+    def rewind(self, num_tokens: int) -> None:
+        """Forget the last tokens of the text. Their random numbers do not come again."""
+        if self.params.reads_text:
+            self.history.truncate(len(self.history) - num_tokens)
+
+    def ahead(self, tokens: Sequence[int]) -> "SamplingState":
+        """A copy that has accepted `tokens` too: what a draft's later places are sampled with."""
+        later = copy.copy(self)
+        if self.params.reads_text:
+            later.history = self.history.copy()
+        for token in tokens:
+            later.accept(token)
+        return later

@@ -1,0 +1,264 @@
+"""Who takes part in the next step: a queue, pages and integers. No tensors, no text, no clock.
+
+Every step gives one token to each sequence that has read its prompt, and reads on in the prompts of others. Sequences
+come in by the order of their arrival. Where pages run out, the newest leaves and starts over later; what it has stored
+can be found again as long as nobody takes its pages.
+"""
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from polybit.cache import PAGE_TOKENS, Copy, Holding, PageBook
+from polybit.cache.holding import WORTH_COPYING
+from polybit.cache.pages import Contents, Key
+
+LOOK_AHEAD = 8  # first of the queue that may start; those behind them wait unseen
+
+S = TypeVar("S", bound=Holding)
+
+
+@dataclass(frozen=True)
+class Limits:
+    sequences: int  # that run at once
+    prompt_tokens: int  # of a step where nobody waits for a next token
+    tokens_beside: int = 512  # of prompts, in a step where someone does
+
+
+@dataclass(slots=True)
+class Part(Generic[S]):
+    """The next `count` tokens of a sequence that the model has not seen."""
+
+    sequence: S
+    count: int
+
+    @property
+    def stop(self) -> int:
+        """Length of the sequence once this part is stored."""
+        return self.sequence.num_stored + self.count
+
+    @property
+    def is_last(self) -> bool:
+        """Whether a token follows from it."""
+        return self.count == self.sequence.num_pending
+
+
+@dataclass(frozen=True)
+class Plan(Generic[S]):
+    """One step: copies first, then the parts, for which pages are held."""
+
+    copies: tuple[Copy, ...]
+    parts: tuple[Part[S], ...]
+    started: tuple[S, ...] = ()  # that left the queue for it
+
+
+@dataclass(eq=False)
+class Entry(Generic[S]):
+    """A sequence's place in the queue."""
+
+    sequence: S
+    number: int  # by arrival
+    patience: int | None  # how often later ones may start first; None: always
+    num_overtaken: int = 0
+
+    @property
+    def is_barrier(self) -> bool:
+        return self.patience is not None and self.num_overtaken >= self.patience
+
+
+@dataclass
+class Draft(Generic[S]):
+    """A plan in the making."""
+
+    room: int  # for tokens of prompts
+    counts: dict[Entry[S], int] = field(default_factory=dict)
+    copies: dict[Entry[S], Copy] = field(default_factory=dict)
+    started: list[S] = field(default_factory=list)
+    reading: dict[Key, list[Contents]] = field(default_factory=dict)  # pages of prompts, by what is before them
+
+    def read(self, sequence: Holding, count: int) -> None:
+        """Remember which pages are being filled with a prompt."""
+        start, stop = sequence.num_stored, sequence.num_stored + count
+        for index in range(start // PAGE_TOKENS, -(-stop // PAGE_TOKENS)):
+            contents = _contents(sequence, index, stop)
+            self.reading.setdefault(contents.before, []).append(contents)
+
+    def reads_the_same(self, sequence: Holding) -> bool:
+        """Whether another sequence computes in this step what this one could share or copy in the next."""
+        index, inside = divmod(sequence.num_stored, PAGE_TOKENS)
+        beside = () if inside else self.reading.get(sequence.key(index), ())
+        if not beside:
+            return False
+        own = _contents(sequence, index, len(sequence.tokens) - 1).tokens
+        return any(contents.common(own) >= WORTH_COPYING for contents in beside)
+
+
+class Scheduler(Generic[S]):
+    """`add` sequences, then `plan` a step, have it done, tell it by `stored`, and so on; `remove` at any time between.
+
+    Whoever comes in must fit into the pool alone. `running` ones hold pages, `waiting` ones do not.
+    """
+
+    def __init__(self, book: PageBook, limits: Limits) -> None:
+        self.book = book
+        self.limits = limits
+        self._running: list[Entry[S]] = []  # both by number
+        self._waiting: list[Entry[S]] = []
+        self._entries: dict[S, Entry[S]] = {}
+        self._num_arrived = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def __iter__(self) -> Iterator[S]:
+        """By arrival."""
+        return iter(list(self._entries))
+
+    def add(self, sequence: S, patience: int | None = 4) -> None:
+        """`patience`: how many later ones may start before it where they fit and it does not; None: any number."""
+        entry = Entry(sequence, self._num_arrived, patience)
+        self._num_arrived += 1
+        self._entries[sequence] = entry
+        self._waiting.append(entry)
+
+    def remove(self, sequence: S, is_sound: bool = True) -> None:
+        """It has ended, by itself or not; nothing where it was removed before. `is_sound`: others may use its pages."""
+        entry = self._entries.pop(sequence, None)
+        if entry is None:
+            return
+        (self._running if entry in self._running else self._waiting).remove(entry)
+        _give_back(sequence, self.book, is_sound)
+
+    def interrupted(self, plan: Plan[S] | None) -> None:
+        """The plan (None: its making) was cut off somewhere; what it may have stored is stored once more."""
+        if plan is None or plan.copies:
+            while self._running:
+                self._send_away(is_sound=False)
+            return
+        for part in plan.parts:
+            if part.sequence.num_pending == 0:
+                part.sequence.num_stored -= 1
+
+    def stored(self, plan: Plan[S]) -> None:
+        """The plan was carried out, and the tokens that follow are in."""
+        for part in plan.parts:
+            if part.sequence in self._entries:
+                part.sequence.mend(self.book)
+                _publish(part, self.book)
+
+    # ---- the next step
+
+    def plan(self) -> Plan[S]:
+        """Empty only where nobody is there, or where the pool's pages are held by others than these sequences."""
+        draft = self._begin()
+        turn = 0
+        while turn < len(self._running):  # which may lose its last ones meanwhile
+            self._draft_part(self._running[turn], draft)
+            turn += 1
+        while draft.room > 0 and (entry := self._next_to_start()) is not None:
+            self._waiting.remove(entry)
+            insort(self._running, entry, key=_number)
+            draft.started.append(entry.sequence)
+            self._draft_part(entry, draft)
+        parts = tuple(Part(entry.sequence, count) for entry, count in draft.counts.items())
+        return Plan(tuple(draft.copies.values()), parts, tuple(draft.started))
+
+    def _begin(self) -> Draft[S]:
+        decodes = any(entry.sequence.num_pending == 1 for entry in self._running)
+        return Draft(self.limits.tokens_beside if decodes else self.limits.prompt_tokens)
+
+    def _draft_part(self, entry: Entry[S], draft: Draft[S]) -> None:
+        sequence, count = entry.sequence, 1
+        if sequence.num_pending == 1 and sequence.has_room:  # nearly always, and this is done for all at every step
+            draft.counts[entry] = 1
+            return
+        sequence.mend(self.book)
+        if sequence.num_pending > 1:
+            if draft.reads_the_same(sequence):
+                return
+            if (copy := sequence.reuse(self.book)) is not None:
+                draft.copies[entry] = copy
+            count = _chunk(sequence, draft.room)
+        if count == 0 or not self._make_room(entry, sequence.num_stored + count, draft):
+            return
+        if sequence.num_pending > 1:
+            draft.room -= count
+            draft.read(sequence, count)
+        sequence.extend(self.book, sequence.num_stored + count)
+        draft.counts[entry] = count
+
+    def _make_room(self, entry: Entry[S], length: int, draft: Draft[S]) -> bool:
+        """Send the newest away until `length` tokens of this one have room; whether it could stay itself."""
+        while entry.sequence.num_missing(length) > self.book.num_free:
+            newest = self._running[-1]
+            draft.counts.pop(newest, None)
+            self._send_away(is_sound=draft.copies.pop(newest, None) is None)  # else its last page holds nothing yet
+            if newest is entry:
+                return False
+        return True
+
+    def _send_away(self, is_sound: bool) -> None:
+        """The newest starts over, when its turn comes again."""
+        newest = self._running.pop()
+        _give_back(newest.sequence, self.book, is_sound)
+        insort(self._waiting, newest, key=_number)
+
+    # ---- the queue
+
+    def _next_to_start(self) -> Entry[S] | None:
+        """The first that fits, where those before it let it pass."""
+        if not self._waiting or len(self._running) == self.limits.sequences:
+            return None
+        promised = sum(entry.sequence.num_missing(len(entry.sequence.tokens)) for entry in self._running)
+        for i, entry in enumerate(self._waiting[:LOOK_AHEAD]):
+            if self._fits(entry.sequence, promised):
+                for passed in self._waiting[:i]:
+                    passed.num_overtaken += 1
+                return entry
+            if entry.is_barrier:
+                break
+        return None
+
+    def _fits(self, sequence: S, promised: int) -> bool:
+        found = sequence.findable(self.book)
+        left = self.book.num_free - promised - sum(map(self.book.is_free, found))
+        return sequence.num_missing(len(sequence.tokens)) - len(found) <= left
+
+
+def _give_back(sequence: Holding, book: PageBook, is_sound: bool) -> None:
+    if is_sound:
+        sequence.release(book)
+    else:
+        sequence.discard(book)
+
+
+def _number(entry: Entry[S]) -> int:
+    return entry.number
+
+
+def _chunk(sequence: Holding, room: int) -> int:
+    """How many tokens to read on: up to the prompt's end, or to that of a page."""
+    if sequence.num_pending <= max(room, 1):
+        return sequence.num_pending
+    stop = sequence.num_stored + room
+    at_page = stop - stop % PAGE_TOKENS
+    return at_page - sequence.num_stored if at_page > sequence.num_stored else room
+
+
+def _contents(sequence: Holding, index: int, stop: int) -> Contents:
+    """What the sequence has in a page once its first `stop` tokens are stored."""
+    start = index * PAGE_TOKENS
+    return Contents.of(sequence.key(index), sequence.tokens[start : min(start + PAGE_TOKENS, stop)])
+
+
+def _publish(part: Part[S], book: PageBook) -> None:
+    """Ends of prompts are what the next prompt most likely shares."""
+    if part.count > 1 and part.sequence.num_pending <= 1:
+        part.sequence.publish_all(book)
+    else:
+        part.sequence.publish(book)

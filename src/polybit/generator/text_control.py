@@ -1,0 +1,131 @@
+"""From tokens to text, and what the text says about the tokens to come.
+
+A state machine that knows no model: a token goes in; out comes text that is certain, tokens to take back, or the end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from polybit.generator.filters import Filter
+from polybit.generator.sampling.mask import TokenMask
+from polybit.generator.stopping import TextWatch, Watched
+from polybit.text import Detokenizer
+
+FinishReason = Literal["stop", "length"]
+
+
+class Verdict(NamedTuple):
+    """What follows from one token."""
+
+    text: str = ""  # that became certain
+    taken_back: int = 0  # tokens that go, this one included; an end token goes alone
+    suppressed: str | None = None  # the banned string that they would have written
+    finish_reason: FinishReason | None = None
+    stopped_by: int | str | None = None  # the end token or stop string; None where the filter wants no more
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a generation may end, and when it must."""
+
+    ends: frozenset[int]  # token ids that end it
+    most: int  # tokens
+    least: int = 0  # tokens before which no end token is allowed
+
+
+class TextControl:
+    """`feed` each token, and let the next be none of `blocked`, and one of `allowed()` where that is given."""
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        limits: Limits,
+        stops: Sequence[str] = (),
+        banned: Sequence[str] = (),
+        filter_: Filter | None = None,
+        first: TokenMask | None = None,
+    ) -> None:
+        """`first`: the only ones that the first token may be; None: any that the filter allows."""
+        self._detokenizer = detokenizer
+        self._limits = limits
+        self._watch = TextWatch(stops, banned)
+        self._can_take_back = bool(banned)
+        self._filter = filter_
+        self._first = first
+        self.restricts = bool(banned or filter_ or first is not None or limits.least)  # ever, so that most need not ask
+        self._num_tokens = 0
+        self._fed: list[tuple[int, Detokenizer]] = []  # that may be taken back, and the state before each
+        self._tried: dict[int, set[int]] = {}  # tokens that led to a banned string, by place
+
+    # ---- what the next token may be
+
+    @property
+    def blocked(self) -> frozenset[int]:
+        tried = self._tried.get(self._num_tokens, ())
+        early = self._limits.ends if self._num_tokens < self._limits.least else ()
+        return frozenset(tried).union(early)
+
+    @property
+    def num_held(self) -> int:
+        """Tokens that may still be taken back."""
+        return len(self._fed)
+
+    def allowed(self) -> TokenMask | None:
+        if self._num_tokens == 0 and self._first is not None:
+            return self._first
+        return None if self._filter is None else self._filter.allowed()
+
+    # ---- what a token does
+
+    def feed(self, token: int) -> Verdict:
+        if token in self._limits.ends:
+            return self._end("stop", token)._replace(taken_back=1)
+        if self._can_take_back:
+            self._fed.append((token, self._detokenizer.copy()))
+        piece = self._detokenizer.feed(token)
+        watched = self._watch.feed(piece, not self._can_take_back or self._detokenizer.is_between_characters)
+        if watched.taken_back:
+            return self._take_back(watched)
+        self._num_tokens += 1
+        if watched.stopped_by is not None:
+            self._fed.clear()
+            return Verdict(watched.text, finish_reason="stop", stopped_by=watched.stopped_by)
+        if self._filter is not None:
+            self._filter.accept(token)
+        self._forget_certain()
+        return self._after(watched.text)
+
+    def _after(self, text: str) -> Verdict:
+        if self._filter is not None and self._filter.is_done:
+            return self._end("stop", None, text=text)
+        if self._num_tokens >= self._limits.most:
+            return self._end("length", None, text=text)
+        return Verdict(text)
+
+    def _take_back(self, watched: Watched) -> Verdict:
+        """To before the token in which the banned string began, which is not to come there again."""
+        first = len(self._fed) - watched.taken_back
+        token, self._detokenizer = self._fed[first]
+        del self._fed[first:]
+        self._num_tokens -= watched.taken_back - 1
+        if self._filter is not None:
+            self._filter.rewind(watched.taken_back - 1)
+        self._tried = {place: tried for place, tried in self._tried.items() if place <= self._num_tokens}
+        self._tried.setdefault(self._num_tokens, set()).add(token)
+        return Verdict(taken_back=watched.taken_back, suppressed=watched.banned)
+
+    def _forget_certain(self) -> None:
+        """What cannot be taken back any more."""
+        if self._can_take_back:
+            del self._fed[: len(self._fed) - self._watch.num_waiting]
+            oldest = self._num_tokens - len(self._fed)
+            self._tried = {place: tried for place, tried in self._tried.items() if place >= oldest}
+
+    def _end(self, reason: FinishReason, stopped_by: int | None, text: str = "") -> Verdict:
+        """All that waits comes out. It may still hold a stop string."""
+        self._fed.clear()
+        rest = self._watch.finish(self._detokenizer.finish())
+        if rest.stopped_by is not None:
+            return Verdict(text + rest.text, finish_reason="stop", stopped_by=rest.stopped_by)
+        return Verdict(text + rest.text, finish_reason=reason, stopped_by=stopped_by)

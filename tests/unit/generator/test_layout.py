@@ -1,0 +1,50 @@
+"""The step of a batch by two ways: the general one, and the one that remembers the page tables of the step before."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polybit.cache import PAGE_TOKENS, Holding, pages_for
+from polybit.generator.layout import DecodeLayout, lay_out
+from polybit.generator.scheduler import Part
+
+CPU = torch.device("cpu")
+
+
+def holding(length, page):
+    """A sequence whose last token is not stored yet, in pages from `page` on."""
+    sequence = Holding(range(length))
+    sequence.num_stored = length - 1
+    sequence.pages = [page + 3 * i for i in range(pages_for(length))]
+    return sequence
+
+
+def test_parts_lie_one_after_another():
+    first, second = Holding([5, 6, 7]), holding(PAGE_TOKENS + 2, 1)
+    first.pages = [9]
+    tokens, step = lay_out((Part(first, 2), Part(second, 1)), CPU)
+    assert tokens.tolist() == [5, 6, PAGE_TOKENS + 1]
+    assert step.positions.tolist() == [0, 1, PAGE_TOKENS + 1]
+    assert step.slots.tolist() == [9 * PAGE_TOKENS, 9 * PAGE_TOKENS + 1, 4 * PAGE_TOKENS + 1]
+    assert step.page_table.tolist() == [[9, 0], [1, 4]]
+    assert step.query_starts.tolist() == [0, 2, 3]
+    assert step.lengths.tolist() == [2, PAGE_TOKENS + 2]
+    assert (step.max_queries, step.max_length) == (2, PAGE_TOKENS + 2)
+
+
+batches = st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 50)), min_size=1, max_size=5)
+
+
+@given(st.lists(batches, min_size=1, max_size=6))
+def test_a_decode_layout_says_the_same_whatever_it_laid_out_before(steps):
+    layout = DecodeLayout()
+    for batch in steps:
+        sequences = [holding(length, page) for length, page in batch]
+        tokens, step = layout(sequences)
+        expected_tokens, expected = lay_out(tuple(Part(sequence, 1) for sequence in sequences), CPU)
+        assert torch.equal(tokens, expected_tokens)
+        for name in ("positions", "slots", "page_table", "query_starts", "lengths"):
+            found, wanted = getattr(step, name), getattr(expected, name)
+            assert torch.equal(found, wanted), name
+            assert found.dtype == wanted.dtype
+        assert (step.max_queries, step.max_length) == (expected.max_queries, expected.max_length)
