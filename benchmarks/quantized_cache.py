@@ -7,7 +7,6 @@ and how many bits a number those take. One whose result is wrong gets no time, a
 """
 
 import json
-import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,16 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decode_attention import COLD_BYTES, DEVICE, DTYPE, HEADS, PAGE, microseconds
 from polybit.kernels import reference
 from polybit.kernels import triton as backend
 from polybit.kernels.pages import Pages, new_pages, read_bits, tensors_of
 from polybit.kernels.protocol import Rotation
 
-DEVICE, DTYPE = torch.device("cuda"), torch.float16
 TOLERANCE = 3e-3  # relative Frobenius error
-PAGE, CONTEXT = 256, 8192
-COLD_BYTES = 256 << 20  # of keys and values in one graph
-HEADS = {"70B": (64, 8, 128), "8B": (32, 8, 128)}  # queries, keys, features
+CONTEXT = 8192
 BATCHES, CACHES = (1, 4, 16), ("fp16", "q8", "q6", "q4")
 
 Layer = tuple[Pages, Pages]
@@ -83,23 +80,6 @@ def error(step: Step) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def microseconds(step: Step) -> float:
-    """Of one layer, the median of some replays."""
-    graph, calls = torch.cuda.CUDAGraph(), max(32, len(step.layers))
-    with torch.cuda.graph(graph):
-        for i in range(calls):
-            step.attend(step.layers[i % len(step.layers)])
-    times = []
-    for _ in range(8):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        stop.record()
-        stop.synchronize()
-        times.append(1000 * start.elapsed_time(stop) / calls)
-    return statistics.median(times[1:])
-
-
 def measure(name: str, batch: int, cache: str) -> dict[str, Any]:
     step = Step.random(HEADS[name], batch, cache)
     numbers = 2 * step.page_table.numel() * PAGE * HEADS[name][1] * HEADS[name][2]
@@ -107,7 +87,7 @@ def measure(name: str, batch: int, cache: str) -> dict[str, Any]:
     report = {"shape": name, "batch": batch, "cache": cache, "bits": bits, "error": error(step)}
     if not report["error"] <= TOLERANCE:
         return report | {"wrong": True}
-    return report | {"us": round(microseconds(step), 2)}
+    return report | {"us": round(microseconds(step, step.attend), 2)}
 
 
 def main() -> None:

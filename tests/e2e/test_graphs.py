@@ -11,6 +11,7 @@ from packed_model import matrices_of, pack_model
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.generator import Engine
 from polybit.generator.graphs import cuda_capture, obstacle
+from polybit.generator.sampling import Drawn
 from polybit.generator.scheduler import Part
 from polybit.generator.sequence import Sequence
 from polybit.model.load import load
@@ -101,4 +102,4 @@ def test_matrices_that_kernels_stream_give_the_logits_of_eager_steps(tmp_path: P
         assert_close(captured.half(), eager, "model")
         for sequences in batches:
             for sequence, token in zip(sequences, eager[:, :256].argmax(-1).tolist(), strict=True):
-                sequence.accept(token)
+                sequence.accept(Drawn(token))

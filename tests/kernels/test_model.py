@@ -94,7 +94,7 @@ def test_a_captured_step_is_replayed_at_other_lengths(tmp_path, packed, dtype) -
     folder = write_random_model(tmp_path)
     options = LoadOptions(device="cuda", dtype=dtype, unpacked=False)
     model = load(open_model(pack_model(folder) if packed else folder, options))
-    model.ropes.reserve(PAGE_TOKENS)
+    model.stages[0].ropes.reserve(PAGE_TOKENS)
     pool = KVPool(model.spec, 2 * PAGE_TOKENS, model.dtype, model.device, model.backend)
     texts = torch.randint(0, 96, (2, 9), generator=torch.Generator().manual_seed(0)).to(model.device)
     tokens, first_slots = texts[:, 0].clone(), torch.tensor([0, PAGE_TOKENS], device=model.device)

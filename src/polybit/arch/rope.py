@@ -45,11 +45,20 @@ def read_rope(
     base = (given or cfg).real("rope_theta", default=theta)
     if base <= 1:
         raise (given or cfg).error("rope_theta", base, "a number above 1")
-    dim = int(head_dim * (given or cfg).real("partial_rotary_factor", default=partial))
+    dim = int(head_dim * _partial(given, cfg, partial))
     if dim % 2 or not 0 < dim <= head_dim:
         raise cfg.error("partial_rotary_factor", dim / head_dim, f"to rotate an even part of {head_dim} features")
     scaling = given or cfg.optional_child("rope_scaling")
     return Rope(base, dim, interleaved, _scaling(cfg, scaling, dim) if scaling else Unscaled())
+
+
+def _partial(given: HFConfig | None, cfg: HFConfig, default: float) -> float:
+    """The share of a head's features that is rotated; some generations of configs keep it beside the other numbers."""
+    key = "partial_rotary_factor"
+    found = [holder.real(key, default=default) for holder in (given, cfg) if holder is not None and key in holder]
+    if len(set(found)) > 1:
+        raise cfg.error(key, found[1], f"the same as in rope_parameters, {found[0]}")
+    return found[0] if found else default
 
 
 def _kind(given: HFConfig) -> str:

@@ -58,6 +58,14 @@ class Chats:
         atomic_write_json(path, entries, indent=2, ascii_only=False)
         return path
 
+    def check_free(self, name: str) -> None:
+        """Raises FormatError where something else than a conversation lies, which writing would replace."""
+        if self.path(name).exists():
+            try:
+                self.read(name)
+            except FormatError as error:
+                raise FormatError(f"{error}; take another name, or move that file away") from None
+
     def read(self, name: str) -> Saved:
         """Raises RequestError where there is none, FormatError where the file holds something else."""
         path = self.path(name)

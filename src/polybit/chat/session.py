@@ -79,6 +79,7 @@ class Session:
     # ---- on disk
 
     def save(self, name: str) -> None:
+        self.chats.check_free(name)
         self._write(name)
         self.name = name
 

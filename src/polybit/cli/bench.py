@@ -57,9 +57,9 @@ def bench(
     subject = open_subject(request)
     started = time_first_use(request) if first_use else None
     report = run(subject, wanted, started)
+    print_report(report)
     if json_file is not None:
         atomic_write_json(json_file, report.to_json())
-    print_report(report)
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:

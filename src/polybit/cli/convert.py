@@ -14,8 +14,13 @@ from rich.table import Table
 from polybit.cli.console import note, notes, results
 from polybit.cli.flags import Flag, settings
 from polybit.format import gguf
+from polybit.format.files import atomic_write_text
+from polybit.quantizer.begin import job_folder
 from polybit.quantizer.convert import convert as convert_folder
-from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult
+from polybit.quantizer.job import Job
+from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, check_options
+
+UNPACKED_FROM = ".unpacked-from"  # hidden, so that it is not copied into the result
 
 CONVERSION: Mapping[str, Flag] = {
     "bits": Flag("Average bits per weight of the layers, everything that is stored for them counted", short="-b"),
@@ -55,7 +60,8 @@ def convert(
 ) -> None:
     """Convert a model to EXL2. Can be interrupted; the same command goes on where it stopped."""
     if source.lower().endswith(".gguf"):
-        with unpacked_gguf(Path(source).expanduser(), out) as folder:
+        check_options(options)
+        with unpacked_gguf(Path(source).expanduser(), out, job_folder(out, options)) as folder:
             result = run_conversion(folder, out, options)
     else:
         result = run_conversion(source, out, options)
@@ -73,15 +79,29 @@ def run_conversion(source: str | Path, out: Path, options: ConvertOptions) -> Co
 
 
 @contextmanager
-def unpacked_gguf(path: Path, out: Path) -> Iterator[Path]:
-    """The GGUF file as a model folder beside `out`, deleted once the conversion is through."""
+def unpacked_gguf(path: Path, out: Path, job: Path) -> Iterator[Path]:
+    """The GGUF file as a model folder beside `out`, deleted at the end; kept where `job` needs it to go on."""
     folder = out.with_name(f".{out.name}.source")
-    if not (folder / "config.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        note(f"unpacking {path.name} to 16 bits a weight")
-        gguf.export(path, folder)
-    yield folder
+    try:
+        unpack_once(path, folder)
+        yield folder
+    except BaseException:
+        if not Job.exists(job):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     shutil.rmtree(folder)
+
+
+def unpack_once(path: Path, folder: Path) -> None:
+    """Unless an earlier run did it with the same file."""
+    found, mark = path.stat(), folder / UNPACKED_FROM
+    wanted = f"{path.resolve()} {found.st_size} {found.st_mtime_ns}"
+    if mark.exists() and mark.read_text(encoding="utf-8") == wanted:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    note(f"unpacking {path.name} to 16 bits a weight")
+    gguf.export(path, folder)
+    atomic_write_text(mark, wanted)
 
 
 @contextmanager

@@ -58,9 +58,9 @@ def evaluate(
     judged, expected = load_model(source), None if compared is None else load_model(compared)
     with progress("evaluating") as advance:
         score = score_model(judged, windows, expected, advance)
+    results.print(score_table(score))
     if json_file is not None:
         atomic_write_json(json_file, asdict(score))
-    results.print(score_table(score))
 
 
 def read_text(path: Path) -> str:

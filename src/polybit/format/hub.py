@@ -1,10 +1,11 @@
 """Models by their id on the Hugging Face Hub: downloaded once, then folders like any other."""
 
 import re
+import textwrap
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
 from polybit.errors import ConfigError
 
@@ -27,6 +28,18 @@ def local_folder(name: Path | str) -> Path:
     repository, _, revision = str(name).partition("@")
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(WANTED)))
+    except GatedRepoError:
+        raise ConfigError(
+            f"{repository} is only given to those who accepted its terms: do that on https://huggingface.co/{repository}"
+            ", then log in with: hf auth login"
+        ) from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{name} is no folder here, and the Hub did not give it: {reason}; check the name") from None
+        raise ConfigError(
+            f"{name} is no folder here, and the Hub did not give it ({shortened(error)}); check the name and the "
+            "connection"
+        ) from None
+
+
+def shortened(error: Exception) -> str:
+    """The beginning of what it says, as one line."""
+    return textwrap.shorten(str(error), 200, placeholder=" ...")

@@ -208,20 +208,15 @@ class Engine:
             )
         checked: list[Sequence | PolybitError] = []
         for i, prompt in enumerate(prompts):
+            wanted = _params_of(i, params, fields)
             try:
-                checked.append(self._one_of_many(i, prompt, params, fields))
+                ids = self.prompt_ids(prompt)
+                checked.append(self._sequence(ids, wanted, continues=ids))
             except RequestError as error:
                 if not return_errors:
-                    raise
+                    raise RequestError(f"prompts[{i}]: {error}") from None
                 checked.append(error)
         return [self._begin(one) if isinstance(one, Sequence) else one for one in checked]
-
-    def _one_of_many(self, i: int, prompt: Prompt, params: Any, fields: dict[str, Any]) -> Sequence:
-        wanted = with_fields(params[i] if isinstance(params, list) else params, fields)
-        if wanted.seed is not None and not isinstance(params, list):
-            wanted = replace(wanted, seed=wanted.seed + i)
-        ids = self.prompt_ids(prompt)
-        return self._sequence(ids, wanted, continues=ids)
 
     def _sequence(self, ids: list[int], params: SamplingParams, continues: Collection[int]) -> Sequence:
         room = self._room_after(ids)
@@ -270,8 +265,17 @@ def step_limits(model: Model, max_batch: int = MAX_BATCH) -> Limits:
     return Limits(max_batch, prompt_tokens=min(CHUNK_TOKENS, model.max_seq_len))
 
 
+def _params_of(i: int, params: Any, fields: dict[str, Any]) -> SamplingParams:
+    """Of prompt i of a list."""
+    if isinstance(params, list):
+        return with_fields(params[i], fields)
+    wanted = with_fields(params, fields)
+    return wanted if wanted.seed is None else replace(wanted, seed=wanted.seed + i)
+
+
 def _is_list(prompt: Any) -> TypeGuard[list[Prompt]]:
-    return isinstance(prompt, list) and bool(prompt) and all(isinstance(one, (str, list, tuple)) for one in prompt)
+    """Whether it holds prompts, good or bad, and not the ids of one."""
+    return isinstance(prompt, list) and any(isinstance(one, (str, list, tuple)) for one in prompt)
 
 
 def _checked_ids(prompt: Any, size: int) -> list[int]:

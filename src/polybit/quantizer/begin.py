@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -29,7 +30,7 @@ from polybit.text.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 WORK_FOLDER = ".polybit-job"
-HEADER_BYTES = 1 << 16
+SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # of each weight file, to know it again
 TOKENS, RECORD = "tokens", "calibration"  # names of kept files
 
 # Options that change what a job computes; the others may differ when it is resumed.
@@ -63,9 +64,14 @@ def check_source(source: ModelSource, options: ConvertOptions) -> None:
         )
 
 
+def job_folder(out: Path, options: ConvertOptions) -> Path:
+    """Where a job's unfinished work lies."""
+    return (options.work_dir or out / WORK_FOLDER).expanduser()
+
+
 def open_job(source: ModelSource, out: Path, options: ConvertOptions, advance: Advance) -> Job:
     """The job of an earlier run, or a new one with its calibration tokens kept; `advance` follows their making."""
-    folder = (options.work_dir or out / WORK_FOLDER).expanduser()
+    folder = job_folder(out, options)
     if out.absolute().is_relative_to(folder.absolute()):
         raise JobError(f"work_dir {folder} is deleted at the end, but {out} would lie in it; take different folders")
     identity = dict(_identity(source, options))
@@ -73,8 +79,8 @@ def open_job(source: ModelSource, out: Path, options: ConvertOptions, advance: A
         return Job.resume(folder, identity)
     _claim(folder, out)
     _check_disk(source, folder, options)
-    calibration = _calibrate(source, options, advance)
     measurement = None if options.measurement is None else read_measurement(options.measurement, source.spec)
+    calibration = _calibrate(source, options, advance)
     _make_folder(folder)
     job = Job(folder, identity)
     job.keep_tensors(TOKENS, {"tokens": calibration.tokens})
@@ -112,16 +118,25 @@ def read_kept_calibration(job: Job) -> Calibration:
 
 
 def _identity(source: ModelSource, options: ConvertOptions) -> Iterator[tuple[str, Any]]:
-    """A fingerprint of the model (its config, and size and header of each weight file), and the options that count."""
+    """A fingerprint of the model (its config, and size and samples of each weight file), and the options that count."""
     digest = hashlib.sha256((source.folder / "config.json").read_bytes())
     for path in sorted(source.folder.glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(HEADER_BYTES))
+        for sample in _samples(path):
+            digest.update(sample)
     yield "model", digest.hexdigest()
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     for name in IDENTITY:
         yield name, str(values[name]) if isinstance(values[name], Path) else values[name]
+
+
+def _samples(path: Path) -> Iterator[bytes]:
+    """Spread evenly, from the file's first byte to its last: models trained from one another differ in most tensors."""
+    room = max(0, path.stat().st_size - SAMPLE_BYTES)
+    with path.open("rb") as file:
+        for index in range(SAMPLES):
+            file.seek(room * index // (SAMPLES - 1))
+            yield file.read(SAMPLE_BYTES)
 
 
 def _claim(folder: Path, out: Path) -> None:
@@ -159,6 +174,8 @@ def _check_disk(source: ModelSource, folder: Path, options: ConvertOptions) -> N
     states = 4 * copies * tokens * model.hidden_size
     needed = 2 * (weights + head_bytes) + embedding + states
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not os.access(existing, os.W_OK):
+        raise JobError(f"{existing} may not be written, where {folder} would lie; choose another folder")
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise JobError(

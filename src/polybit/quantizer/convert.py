@@ -23,7 +23,7 @@ from polybit.modules.rope import RopeTables
 from polybit.quantizer.allocate import Choice, allocate
 from polybit.quantizer.begin import check_source, open_job, planned_stages, read_kept_calibration, told_stages
 from polybit.quantizer.calibration import Calibration
-from polybit.quantizer.job import STAGES, Job
+from polybit.quantizer.job import STAGES, Job, corrupt
 from polybit.quantizer.measure import MeasuredOption
 from polybit.quantizer.measurement import option_json, read_measurement, read_option, write_measurement
 from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
@@ -37,7 +37,7 @@ from polybit.quantizer.passes import (
     quantize_layer,
 )
 from polybit.quantizer.progress import Teller
-from polybit.quantizer.sensitivity import keep_sensitivities, kept_sensitivities
+from polybit.quantizer.sensitivity import Sensitivity, keep_sensitivities, kept_sensitivities
 from polybit.quantizer.slots import Slot, slots_of
 
 __all__ = ["ConvertOptions", "ConvertProgress", "ConvertResult", "Report", "convert"]
@@ -62,11 +62,12 @@ def convert(
     load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
     source = open_model(Path(source_folder), load_options)
     check_source(source, options)
+    device = choose_device(options.device)
     out, tell = Path(out_folder).expanduser(), Teller(told_stages(options), progress or (lambda _: None))
     with torch.no_grad():
         started = time.monotonic()
         job = open_job(source, out, options, partial(tell, "calibrate"))
-        return Conversion(source, out, options, job, tell, {"calibrate": time.monotonic() - started}).run()
+        return Conversion(source, out, options, device, job, tell, {"calibrate": time.monotonic() - started}).run()
 
 
 @dataclass
@@ -76,6 +77,7 @@ class Conversion:
     source: ModelSource
     out: Path
     options: ConvertOptions
+    device: torch.device
     job: Job
     tell: Teller
     seconds: dict[str, float]  # by stage, so far
@@ -98,7 +100,7 @@ class Conversion:
         return result
 
     def result(self, bits: float, measurement: Path) -> ConvertResult:
-        rounding, device = self.bench.rounding.NAME, describe(self.bench.device)
+        rounding, device = self.bench.rounding.NAME, describe(self.device)
         return ConvertResult(self.out, bits, self.errors, measurement, rounding, device, self.seconds)
 
     @property
@@ -174,7 +176,7 @@ class Conversion:
 
         def step(layer: int, x: Tensor) -> Tensor:
             pair = [option.sets for option in chosen[2 * layer : 2 * layer + 2]]
-            sensitivities = kept_sensitivities(self.job, layer) if self.options.how.by_loss else {}
+            sensitivities = self.sensitivities(layer)
             x, errors = quantize_layer(self.bench, self.job, layer, x, pair, sensitivities)
             self.job.keep_json(_layer_name("quantize", layer), errors)
             self.tell("quantize", layer + 1, self.num_layers)
@@ -204,13 +206,13 @@ class Conversion:
 
     # ---- what they share
 
+    def sensitivities(self, layer: int) -> dict[str, Sensitivity]:
+        return kept_sensitivities(self.job, layer, self.bench.device) if self.options.how.by_loss else {}
+
     @cached_property
     def bench(self) -> Workbench:
-        device = choose_device(self.options.device)
-        ropes = RopeTables(self.source.spec.max_seq_len, device)
-        return Workbench(
-            self.source, ropes, load_backend("reference"), choose_rounding(device), device, self.options.how
-        )
+        ropes, rounding = RopeTables(self.source.spec.max_seq_len, self.device), choose_rounding(self.device)
+        return Workbench(self.source, ropes, load_backend("reference"), rounding, self.device, self.options.how)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -236,7 +238,10 @@ class Conversion:
     @cached_property
     def chosen(self) -> list[MeasuredOption]:
         """The option of each slot; the same at every run, so that it need not be kept."""
-        measurement = read_measurement(self.measurement_file, self.source.spec)
+        try:
+            measurement = read_measurement(self.measurement_file, self.source.spec)
+        except JobError:  # which speaks of a file that the user gave
+            raise corrupt(self.measurement_file) from None
         choices = [[Choice(o.num_bits, (1 - o.accuracy) ** 2) for o in options] for options in measurement]
         picked = allocate(choices, self.options.bits, self.num_weights)
         return [options[i] for options, i in zip(measurement, picked, strict=True)]

@@ -62,7 +62,7 @@ class Job:
             if found.get(key) != wanted:
                 raise JobError(
                     f"{path} belongs to a job with {key} {found.get(key)!r}, not {wanted!r}; finish it as begun, "
-                    "take another folder, or start over with resume switched off"
+                    "take another folder, or start over with --no-resume (resume=False)"
                 )
         return cls(folder, identity, progress)
 
@@ -147,7 +147,7 @@ class Job:
 
 
 def corrupt(path: Path) -> JobError:
-    return JobError(f"{path} is damaged or missing; start over with resume switched off")
+    return JobError(f"{path} is damaged or missing; start over with --no-resume (resume=False)")
 
 
 def _states_name(stage: str, layer: int) -> str:

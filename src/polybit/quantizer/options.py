@@ -80,6 +80,8 @@ def check_options(options: ConvertOptions) -> None:
         raise JobError(f"head_bits is {options.head_bits}, expected one of {', '.join(map(str, HEAD_SETS))}")
     if options.method not in METHODS:
         raise JobError(f"method {options.method!r} does not exist, expected one of {', '.join(METHODS)}")
+    if options.calibration == "":
+        raise JobError("calibration is '', expected a file, a folder or a dataset's id; leave it out for found text")
     for name, least in (("rows", 1), ("measure_rows", 1), ("length", 2), ("measure_length", 2), ("shard_mb", 0)):
         if getattr(options, name) < least:
             raise JobError(f"{name} is {getattr(options, name)}, expected at least {least}")

@@ -104,9 +104,9 @@ def keep_sensitivities(job: Job, layer: int, found: Mapping[str, Sensitivity]) -
     job.keep_tensors(_name(layer), tensors | {f"{key}.columns": each.columns for key, each in found.items()})
 
 
-def kept_sensitivities(job: Job, layer: int) -> dict[str, Sensitivity]:
+def kept_sensitivities(job: Job, layer: int, device: torch.device) -> dict[str, Sensitivity]:
     """JobError where they are damaged."""
-    tensors = job.kept_tensors(_name(layer))
+    tensors = {name: tensor.to(device) for name, tensor in job.kept_tensors(_name(layer)).items()}
     keys = {name.rpartition(".")[0] for name in tensors}
     return {key: Sensitivity(tensors[f"{key}.tokens"], tensors[f"{key}.columns"]) for key in keys}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polybit.errors import ConfigError
 from polybit.text.json_object import read_object
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class SpecialTokens:
 def read_special_tokens(folder: Path, id_of: TokenToId, vocab_size: int) -> SpecialTokens:
     """config.json's ids, else those of the tokens that tokenizer_config.json names.
 
-    A text ends at any id that these or generation_config.json give for its end.
+    A text ends at any id that these or generation_config.json give for its end. ConfigError for what is no id.
     """
     config = read_object(folder / "config.json") or {}
     text_config = config.get("text_config")
@@ -36,7 +37,7 @@ def read_special_tokens(folder: Path, id_of: TokenToId, vocab_size: int) -> Spec
     names = {f"{role}_token": name for role in ROLES if (name := _token_name(tokenizer_config, role)) is not None}
 
     def ids(role: str, objects: list[dict[str, Any]]) -> list[int]:
-        found = [i for source in objects for i in _declared_ids(source, role, vocab_size)]
+        found = [i for source in objects for i in _declared_ids(folder, source, role, vocab_size)]
         named = id_of(names[f"{role}_token"]) if f"{role}_token" in names else None
         return found if named is None else [*found, named]
 
@@ -52,10 +53,12 @@ def read_special_tokens(folder: Path, id_of: TokenToId, vocab_size: int) -> Spec
     )
 
 
-def _declared_ids(source: Mapping[str, Any], role: str, vocab_size: int) -> list[int]:
+def _declared_ids(folder: Path, source: Mapping[str, Any], role: str, vocab_size: int) -> list[int]:
     value = source.get(f"{role}_token_id")
-    values = value if isinstance(value, list) else [value]
-    declared = [i for i in values if isinstance(i, int) and not isinstance(i, bool) and i >= 0]  # -1 means: none
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if any(not isinstance(i, int) or isinstance(i, bool) for i in values):
+        raise ConfigError(f"{folder}: {role}_token_id is {value!r:.80}, expected a token id or a list of them; mend it")
+    declared = [i for i in values if i >= 0]  # -1 means: none
     for i in declared:
         if i >= vocab_size:
             log.warning("%s_token_id %d is ignored: the vocabulary ends at %d", role, i, vocab_size - 1)

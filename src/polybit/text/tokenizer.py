@@ -47,9 +47,7 @@ class Tokenizer:
             try:
                 ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
             except TypeError:
-                raise RequestError(
-                    f"text of type {type(text).__name__} cannot be encoded; expected str without lone surrogates"
-                ) from None
+                raise RequestError(_why_no_text(text)) from None
             except Exception as error:  # noqa: BLE001 - the library raises nothing more specific
                 raise RequestError(f"the model's tokenizer has no tokens for this text: {error}") from None
         if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
@@ -121,6 +119,13 @@ class Tokenizer:
         if self.special_tokens.add_bos is not None:
             return self.special_tokens.add_bos
         return list(self._inner.encode("", add_special_tokens=True).ids[:1]) == [self.bos_id]
+
+
+def _why_no_text(given: object) -> str:
+    if not isinstance(given, str):
+        return f"text of type {type(given).__name__} cannot be encoded; expected str"
+    broken = next(at for at, character in enumerate(given) if "\ud800" <= character <= "\udfff")
+    return f"character {broken} of the text cannot be encoded: it was no UTF-8, or is half of a pair; give UTF-8 text"
 
 
 def _read_description(path: Path) -> str:

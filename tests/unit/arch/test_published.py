@@ -142,6 +142,24 @@ def test_the_spelling_of_transformers_5_means_the_same(name: str) -> None:
     assert read(config) == read(PUBLISHED[name])
 
 
+@pytest.mark.parametrize("where", [("inside", "beside"), ("beside",), ("inside",)])
+def test_the_share_that_is_rotated_may_stand_beside_the_rope_parameters(where: tuple[str, ...]) -> None:
+    config = copy.deepcopy(PUBLISHED["Phi3ForCausalLM"])
+    share, scaling = config.pop("partial_rotary_factor"), config.pop("rope_scaling")
+    scaling["rope_type"] = scaling.pop("type")
+    config["rope_parameters"] = {"rope_theta": config.pop("rope_theta"), **scaling}
+    for holder in (config["rope_parameters"] if place == "inside" else config for place in where):
+        holder["partial_rotary_factor"] = share
+    assert read(config) == read(PUBLISHED["Phi3ForCausalLM"])
+
+
+def test_two_shares_that_differ_are_refused() -> None:
+    config = copy.deepcopy(PUBLISHED["Phi3ForCausalLM"])
+    config["rope_parameters"] = {"rope_type": "default", "partial_rotary_factor": 0.5}
+    with pytest.raises(ConfigError, match=r"partial_rotary_factor is 0\.75, expected the same as in rope_parameters"):
+        read(config)
+
+
 @pytest.mark.parametrize("name", ["Gemma3ForCausalLM", "Olmo3ForCausalLM"])
 def test_ropes_by_layer_type_mean_the_same(name: str) -> None:
     config = copy.deepcopy(PUBLISHED[name])

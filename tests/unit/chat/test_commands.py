@@ -8,7 +8,7 @@ from polybit.chat.commands import COMMANDS, Answer, Draft, Leave, Tell, take
 from polybit.chat.conversation import Turn
 from polybit.chat.saved import Chats
 from polybit.chat.session import Session
-from polybit.errors import RequestError
+from polybit.errors import FormatError, RequestError
 from polybit.generator.params import SamplingParams
 from polybit.text import Message
 
@@ -205,6 +205,14 @@ def test_save_needs_a_name_once(session: Session) -> None:
         take(session, "/save")
     take(session, "/save x")
     assert "x.json" in told(session, "/save")
+
+
+def test_save_leaves_a_file_of_another_kind_alone(session: Session, tmp_path: Path) -> None:
+    precious = tmp_path / "config.json"
+    precious.write_text("{}")
+    with pytest.raises(FormatError, match="no saved conversation"):
+        take(session, f"/save {precious}")
+    assert (precious.read_text(), session.name) == ("{}", None)
 
 
 def test_load_goes_on_where_the_other_ended(session: Session, tmp_path: Path) -> None:

@@ -72,6 +72,15 @@ def test_damaged_files_are_one_line(chats: Chats, contents: bytes, complaint: st
     assert "\n" not in str(raised.value)
 
 
+def test_only_conversations_may_be_replaced(chats: Chats, tmp_path: Path) -> None:
+    chats.write("x", TALK)
+    chats.check_free("x")
+    chats.check_free("y")
+    (tmp_path / "config.json").write_text('{"architectures": []}')
+    with pytest.raises(FormatError, match=r"config\.json is no saved conversation.*take another name"):
+        chats.check_free(str(tmp_path / "config.json"))
+
+
 def test_a_write_that_fails_leaves_the_old_file(chats: Chats, monkeypatch: pytest.MonkeyPatch) -> None:
     path = chats.write("x", TALK)
     before = path.read_bytes()

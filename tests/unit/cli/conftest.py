@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,6 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_speaking_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def write_speaking_model(folder: Path) -> Path:
-    write_random_model(folder, {"vocab_size": 288, "eos_token_id": 258, "bos_token_id": 257})
+def write_speaking_model(folder: Path, **config: Any) -> Path:
+    write_random_model(folder, {"vocab_size": 288, "eos_token_id": 258, "bos_token_id": 257, **config})
     return byte_level(folder, chat_template=TEMPLATE)

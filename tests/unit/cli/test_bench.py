@@ -53,6 +53,14 @@ def test_figures_of_a_folder(polybit_cli: Polybit, tmp_path: Path) -> None:
     assert (set(figures), figures["model"], figures["bpw"]) == (KEYS, "model", 16.0)
 
 
+def test_a_file_that_cannot_be_written_does_not_cost_the_figures(polybit_cli: Polybit, tmp_path: Path) -> None:
+    folder, written = write_random_model(tmp_path / "model"), tmp_path / "nowhere" / "figures.json"
+    result = polybit_cli("-q", "bench", folder, *SMALL, "--json", written)
+    assert result.code == 2
+    assert f"{written} could not be written" in result.err
+    assert "tokens/s" in result.out
+
+
 def test_no_figure_of_a_model_that_is_wrong(polybit_cli: Polybit, tmp_path: Path) -> None:
     folder, written = write_random_model(tmp_path / "model"), tmp_path / "figures.json"
     tensors = load_file(folder / "model.safetensors")

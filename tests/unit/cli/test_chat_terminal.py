@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import polybit
+from unit.cli.conftest import write_speaking_model
 from unit.cli.program import START
 
 pty = pytest.importorskip("pty", reason="only Unix has pseudo terminals")
@@ -79,10 +80,16 @@ def plain(written: str) -> str:
     return re.sub(r"\x1b\[[?0-9;]*[A-Za-z]|\r", "", written)
 
 
+@pytest.fixture(scope="module")
+def patient_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A context that no answer fills before somebody can stop it."""
+    return write_speaking_model(tmp_path_factory.mktemp("model") / "patient", max_position_embeddings=1 << 16)
+
+
 @pytest.fixture
-def chatting(model_folder: Path, tmp_path: Path) -> Iterator[Terminal]:
-    options = ("-t", "0", "-n", "4", "--ignore-eos", "--device", "cpu", "--cache-tokens", "512")
-    terminal = Terminal("chat", model_folder, *options, XDG_DATA_HOME=str(tmp_path))
+def chatting(patient_folder: Path, tmp_path: Path) -> Iterator[Terminal]:
+    options = ("-t", "0", "-n", "4", "--ignore-eos", "--device", "cpu", "--cache-tokens", str(1 << 16))
+    terminal = Terminal("chat", patient_folder, *options, XDG_DATA_HOME=str(tmp_path))
     try:
         terminal.wait_for(PROMPT)
         yield terminal
@@ -111,6 +118,7 @@ def test_a_short_session(chatting: Terminal, tmp_path: Path) -> None:
     chatting.type("/save here\n")
     chatting.wait_for(PROMPT)
     assert (tmp_path / "polybit" / "chats" / "here.json").is_file()
+    time.sleep(0.5)  # until it waits for keys: a signal just before is only seen after the next one
     chatting.type(CTRL_C)
     chatting.wait_for("Ctrl-D or /quit leaves")
     chatting.wait_for(PROMPT)

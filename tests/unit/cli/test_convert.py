@@ -11,7 +11,9 @@ from polybit.cli import original_convert
 from polybit.cli.guard import guarded
 from polybit.cli.main import run
 from polybit.errors import JobError
+from polybit.quantizer.begin import WORK_FOLDER
 from polybit.quantizer.options import ConvertOptions, ConvertProgress
+from unit.cli.conftest import write_speaking_model
 from unit.cli.program import Polybit
 
 QUICK = ("--rows", "2", "--length", "64", "--measure-rows", "1", "--measure-length", "64", "--device", "cpu")
@@ -105,6 +107,42 @@ def test_a_broken_gguf_is_refused(polybit_cli: Polybit, tmp_path: Path) -> None:
     assert result.code == 2
     assert "model.gguf" in result.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the GGUF files that were unpacked."""
+    names: list[str] = []
+
+    def export(path: Path, folder: Path) -> None:
+        names.append(path.name)
+        write_speaking_model(folder)
+
+    monkeypatch.setattr(convert_module.gguf, "export", export)
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    return names
+
+
+def test_a_refused_gguf_leaves_nothing(polybit_cli: Polybit, unpacked: list[str], tmp_path: Path) -> None:
+    for refused in (("-b", "1.0"), ("-c", "missing.txt"), ("--head-bits", "7")):
+        assert polybit_cli("convert", tmp_path / "a.gguf", tmp_path / "out", *QUICK, *refused).code == 2
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
+    assert unpacked == ["a.gguf"] * 2  # head bits are refused before
+
+
+def test_an_interrupted_gguf_is_unpacked_once_and_never_taken_for_another(
+    polybit_cli: Polybit, unpacked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Path, out: Path, *__: object) -> None:
+        (out / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+        (out / WORK_FOLDER / "job.json").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert_module, "convert_folder", interrupted)
+    for name in ("a.gguf", "a.gguf", "b.gguf"):
+        assert polybit_cli("convert", tmp_path / name, tmp_path / "out", *QUICK).code == 130
+    assert unpacked == ["a.gguf", "b.gguf"]
 
 
 def test_an_interrupt_says_how_to_go_on(

@@ -75,6 +75,18 @@ def test_a_model_that_needs_bos_gets_one_in_each_window(polybit_cli: Polybit, tm
     assert json.loads(written.read_text())["tokens"] == (190 // 49) * 49
 
 
+def test_a_file_that_cannot_be_written_does_not_cost_the_figures(
+    polybit_cli: Polybit, model_folder: Path, text: Path, tmp_path: Path
+) -> None:
+    written = tmp_path / "nowhere" / "score.json"
+    result = polybit_cli(
+        "-q", "eval", model_folder, "--text", text, "--length", "50", "--json", written, "--device", "cpu"
+    )
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert f"{written} could not be written" in result.err
+    assert "perplexity" in result.out
+
+
 @pytest.mark.parametrize(
     ("contents", "message"),
     [(None, "No such file"), (b"abc", "too few"), (b"", "too few"), (b"\xff\xfe\x00", "not UTF-8 at byte 0")],

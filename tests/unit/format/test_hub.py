@@ -1,10 +1,11 @@
 """Names that are folders, names that are Hub ids, and what the Hub says; the network itself is faked."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
 
 from polybit.errors import ConfigError
 from polybit.format import hub
@@ -55,6 +56,15 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, error
     with pytest.raises(ConfigError, match="owner/name is no folder here") as caught:
         hub.local_folder("owner/name")
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_behind_terms_says_where_to_accept_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise GatedRepoError("403 Client Error", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(hub, "snapshot_download", refuse)
+    with pytest.raises(ConfigError, match=r"accepted its terms.*https://huggingface\.co/owner/name, .*hf auth login"):
+        hub.local_folder("owner/name@main")
 
 
 @pytest.mark.parametrize("name", [None, 5, "a" * 5000, "~nobody-of-this-name/model"])

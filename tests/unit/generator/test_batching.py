@@ -216,7 +216,7 @@ class TestErrors:
         assert broken.pool.book.num_held == 0
 
     def test_a_prompt_that_cannot_be_served_stands_in_its_place_where_asked_for(self, engine, alone):
-        prompts = ["one", "", "p" * 5000, [9999], "x"]
+        prompts = ["one", "", None, [9999], "x"]
         told = []
         found = engine.generate(prompts, GREEDY, return_errors=True, progress=lambda *counts: told.append(counts))
         assert [type(one) for one in found[1:4]] == [RequestError] * 3
@@ -224,8 +224,12 @@ class TestErrors:
         assert told == [(4, 5), (5, 5)]
         awaited = asyncio.run(engine.generate_async(prompts, GREEDY, return_errors=True))
         assert [str(one) for one in awaited[1:4]] == [str(one) for one in found[1:4]]
-        with pytest.raises(RequestError, match="the prompt is empty"):
+        with pytest.raises(RequestError, match=r"prompts\[1\]: the prompt is empty"):
             engine.generate(prompts, GREEDY)
+        with pytest.raises(RequestError, match=r"prompts\[1\]: the prompt is of type NoneType"):
+            engine.generate(["one", None], GREEDY)
+        with pytest.raises(RequestError, match=r"^unknown sampling parameter 'topk'"):
+            engine.generate(["one", "x"], topk=3)
         assert not engine.step()
 
     def test_nobody_uses_what_it_stored(self, broken):

@@ -1,6 +1,7 @@
 """Whole conversions of tiny models: what comes out, what is refused, and what a kill leaves behind."""
 
 import json
+import os
 import re
 import shutil
 from collections import namedtuple
@@ -141,6 +142,20 @@ def test_same_bytes_after_kills_at_any_write(
     assert kills > 5
     assert result.bits == done_by[method].bits
     assert contents(result.folder) == contents(done_by[method].folder)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_widths_that_are_no_multiple_of_32_are_padded(
+    method: str, make_model: Make, text: Path, tmp_path: Path
+) -> None:
+    source = make_model(vocab_size=263, num_key_value_heads=1, num_hidden_layers=1)
+    result = convert(source, tmp_path / "out", options(text, method=method))
+    stored = load_file(result.folder / "output.safetensors")
+    assert stored["lm_head.q_weight"].shape[1] == 288
+    assert stored["model.layers.0.self_attn.k_proj.q_weight"].shape[1] == 32
+    found, expected = logits(result.folder), logits(source)
+    assert found.shape == expected.shape == (64, 263)
+    assert float((found - expected).norm() / expected.norm()) < 0.5
 
 
 def test_progress_grows_to_one(tiny: Path, text: Path, tmp_path: Path) -> None:
@@ -289,13 +304,25 @@ def test_a_job_of_another_model_is_not_continued(text: Path, make_model: Make, i
         convert(make_model(num_hidden_layers=1), interrupted, options(text))
 
 
+def test_a_job_is_not_continued_with_weights_that_were_trained_further(
+    tiny: Path, text: Path, interrupted: Path, tmp_path: Path
+) -> None:
+    """Same config, same tensors: only some of the numbers tell."""
+    trained = shutil.copytree(tiny, tmp_path / "trained")
+    tensors = load_file(trained / "model.safetensors")
+    tensors["model.norm.weight"] *= 2  # the last in the file
+    save_file(tensors, trained / "model.safetensors")
+    with pytest.raises(JobError, match="belongs to a job with model"):
+        convert(trained, interrupted, options(text))
+
+
 @pytest.mark.parametrize("damaged", ["job.json", "measurement.json", "tokens.safetensors", "calibration.json"])
 @pytest.mark.parametrize("how", [b"", b"{", b'{"version": 1}', b"[" * 9999])
 def test_a_damaged_job_is_refused_in_one_line(
     damaged: str, how: bytes, tiny: Path, text: Path, interrupted: Path
 ) -> None:
     (interrupted / begin.WORK_FOLDER / damaged).write_bytes(how)
-    with pytest.raises(JobError, match=rf"^[^\n]*{damaged}[^\n]*$"):
+    with pytest.raises(JobError, match=rf"^[^\n]*{damaged}[^\n]*--no-resume[^\n]*$"):
         convert(tiny, interrupted, options(text))
 
 
@@ -325,6 +352,23 @@ def test_options_without_sense_are_refused(change: dict[str, Any], tiny: Path, t
         convert(tiny, tmp_path / "out", options(text, **change))
 
 
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        ({"device": "gpu"}, "device 'gpu' is not one"),
+        ({"measurement": Path("nowhere.json")}, r"nowhere\.json cannot be read"),
+        ({"calibration": ""}, "calibration is '', expected"),
+    ],
+)
+def test_a_typing_error_is_refused_before_any_text_is_made(
+    change: dict[str, Any], finding: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(begin, "read_calibration")
+    with pytest.raises(PolybitError, match=finding):
+        convert(tiny, tmp_path / "out", replace(options(None), **change))
+    assert not (tmp_path / "out").exists()
+
+
 def test_too_little_text_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("too short")
@@ -344,6 +388,15 @@ def test_a_full_disk_is_seen_before_the_work(
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 5, 5))
     with pytest.raises(JobError, match=r"0\.00 GB free, but converting needs"):
+        convert(tiny, tmp_path / "out", options(text))
+
+
+def test_a_folder_that_may_not_be_written_is_seen_before_the_work(
+    tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    monkeypatch.delattr(begin, "read_calibration")
+    with pytest.raises(JobError, match=f"^{re.escape(str(tmp_path))} may not be written"):
         convert(tiny, tmp_path / "out", options(text))
 
 

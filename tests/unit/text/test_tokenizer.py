@@ -74,9 +74,11 @@ def test_tokens_have_names_and_ids(tokenizer):
     assert tokenizer.vocab_size == 260
 
 
-@pytest.mark.parametrize("text", ["\ud800", 5, None])
-def test_what_is_not_text_is_refused(tokenizer, text):
-    with pytest.raises(RequestError, match="cannot be encoded"):
+@pytest.mark.parametrize(
+    ("text", "finding"), [("ab\udcff", "character 2 of the text"), (5, "type int"), (None, "type NoneType")]
+)
+def test_what_is_not_text_is_refused(tokenizer, text, finding):
+    with pytest.raises(RequestError, match=f"{finding} cannot be encoded"):
         tokenizer.encode(text)
 
 
@@ -117,6 +119,13 @@ class TestSpecialIds:
         with caplog.at_level(logging.WARNING):
             assert Tokenizer.open(tmp_path).eos_ids == (258,)
         assert "eos_token_id 999" in caplog.text
+
+    @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+    @pytest.mark.parametrize("value", ["</s>", [258, "</s>"], True, 258.0, {}])
+    def test_what_is_no_id_is_refused(self, tmp_path, name, value):
+        write(byte_level(tmp_path), name, {"eos_token_id": value})
+        with pytest.raises(ConfigError, match=r"eos_token_id is .*, expected a token id"):
+            Tokenizer.open(tmp_path)
 
     def test_add_bos_token_decides_over_the_post_processor(self, tmp_path):
         folder = byte_level(tmp_path)
