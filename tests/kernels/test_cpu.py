@@ -1,20 +1,26 @@
 """EXL2 products on the CPU: every width and mixture, odd shapes, and what lies around the buffers."""
 
 import ctypes
+import os
 import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from closeness import assert_close
 from kernels.test_matmul import MIXES, random_exl2
 from polybit.format import exl2
 from polybit.format.exl2 import Exl2Tensor
+from polybit.kernels import reference
 from polybit.kernels.protocol import Matrix
+from polybit.spec import Activation
 
 numba = pytest.importorskip("numba")
 
@@ -27,6 +33,7 @@ kept = pytest.importorskip("polybit.kernels.cpu.cache")
 llvm = pytest.importorskip("llvmlite.binding")
 ir = pytest.importorskip("llvmlite.ir")
 
+SOURCES = Path(__file__).parents[2] / "src"
 WIDTHS = {str(bits): [(bits, 96), (bits, 32)] for bits in exl2.WIDTHS}
 ODD = {
     "576": [(4, 64)] * 3 + [(3, 32)] * 12,
@@ -218,10 +225,97 @@ def _one_tile(multiply: Callable[..., None], matrix: Matrix, x: np.ndarray) -> n
     return out
 
 
-def test_a_folder_that_cannot_be_written_is_named_once(monkeypatch, tmp_path, caplog) -> None:
+@pytest.mark.parametrize("variable", ["POLYBIT_CACHE", "NUMBA_CACHE_DIR"])
+def test_a_folder_that_cannot_be_written_is_named_once(monkeypatch, tmp_path, caplog, variable) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("POLYBIT_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    folder = tmp_path / "file" / "folder"
+    monkeypatch.setenv("POLYBIT_CACHE", str(folder))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder) if variable == "NUMBA_CACHE_DIR" else "")
     kept.keep_compiled()
-    assert f"compiled kernels cannot be kept in {tmp_path / 'file'}" in caplog.text
+    [record] = caplog.records
+    assert f"compiled kernels cannot be kept in {folder}" in record.message
+    assert f"set {variable} to a folder that can be written" in record.message
     assert Path(numba.config.CACHE_DIR).is_dir()
+
+
+TOKENS = 700  # more than one core is given at once
+
+
+def test_rows_between_products_are_the_same_alone_and_among_others(random) -> None:
+    x, up = torch.randn(2, TOKENS, 96, generator=random)
+    heads, positions = x.view(TOKENS, 6, 16), torch.arange(TOKENS)
+    cos, sin, weight = torch.randn(TOKENS, 8), torch.randn(TOKENS, 8), torch.randn(96, generator=random)
+
+    def between(rows: slice) -> list[Tensor]:
+        rotated = cpu.rope(heads[rows], heads[rows, :2], positions[rows], cos, sin, False)
+        gated = [cpu.gated_activate(x[rows], up[rows], each) for each in (Activation.SILU, Activation.GELU_TANH)]
+        return [cpu.rms_norm(x[rows], weight, 1e-6, 0.0), *gated, *rotated]
+
+    together = between(slice(None))
+    for i in (0, 1, 350, TOKENS - 1):
+        for alone, among in zip(between(slice(i, i + 1)), together, strict=True):
+            assert torch.equal(alone[0], among[i])
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_step_of_one_token_attends_the_same_beside_prompts(random, window) -> None:
+    k, v = torch.randn(2, 4, 16, 2, 32, generator=random)
+    lengths, counts = torch.tensor([20, 9, 30, 3]).int(), torch.tensor([1, 9, 2, 0])
+    table, starts = torch.tensor([[0, 1], [2, 0], [3, 1], [1, 0]]).int(), F.pad(counts.cumsum(0), (1, 0)).int()
+    q = torch.randn(int(counts.sum()), 4, 32, generator=random)
+    arguments = 0.2, window, None
+    together = cpu.attention(q, k, v, table, starts, lengths, 9, *arguments)
+    assert_close(together, reference.attention(q, k, v, table, starts, lengths, 9, *arguments), "attention")
+    for s in (0, 2):
+        own = slice(int(starts[s]), int(starts[s + 1]))
+        first, count = torch.tensor([0, int(counts[s])]).int(), int(counts[s])
+        alone = cpu.attention(q[own], k, v, table[s : s + 1], first, lengths[s : s + 1], count, *arguments)
+        assert torch.equal(alone, together[own])
+
+
+def _in_a_process_of_its_own(script: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join(map(str, (SOURCES, Path(__file__).parents[1])))
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"} | settings
+    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_starting_threads_leaves_torch_its_number() -> None:
+    """Numba's OpenMP and torch's are one library, whose number conversions' bits depend on."""
+    script = "import torch; from polybit.kernels.cpu.threads import cores; cores(); print(torch.get_num_threads())"
+    found = _in_a_process_of_its_own(script)
+    assert found.stdout.strip() == "1", found.stderr
+
+
+AT_ONCE = """
+import threading, torch
+from kernels.test_matmul import MIXES, random_exl2
+from polybit.kernels import cpu
+from polybit.kernels.cpu import rounding
+
+torch.set_num_threads(2)
+random = torch.Generator().manual_seed(0)
+matrix = cpu.prepare_exl2(random_exl2(MIXES["4+3"], 320, random), 1.0, torch.device("cpu"), torch.float32, False)
+x = torch.randn(3, matrix.in_features, generator=random)
+w, scale, h = torch.randn(32, 640), torch.ones(640), torch.eye(32)
+expected = cpu.matmul(x, matrix)
+
+def multiply():
+    for _ in range(200):
+        assert torch.equal(cpu.matmul(x, matrix), expected)
+
+def round():
+    for _ in range(200):
+        rounding.round_rows(w.clone(), scale, h, 3)
+
+threads = [threading.Thread(target=task) for task in (multiply, multiply, round)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print("done")
+"""
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "default"])
+def test_threads_may_call_at_once(layer: str) -> None:
+    """Of Numba's ways to use threads, workqueue ends the process when two callers meet."""
+    found = _in_a_process_of_its_own(AT_ONCE, NUMBA_THREADING_LAYER=layer)
+    assert (found.returncode, found.stdout.strip(), found.stderr) == (0, "done", "")

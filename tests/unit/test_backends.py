@@ -50,6 +50,18 @@ def test_without_numba_a_cpu_is_served_by_the_reference_and_the_log_says_how_to_
     assert "-m pip install 'polybit[cpu]'" in caplog.text
 
 
+def test_a_processor_without_the_instructions_is_served_by_the_reference_and_the_log_says_which_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tile_code = pytest.importorskip("polybit.kernels.cpu.tile_code")
+    codegen = SimpleNamespace(magic_tuple=lambda: ("x86_64-unknown-linux-gnu", "nocona", "+sse2,-avx2"))
+    monkeypatch.setattr(tile_code.cpu_target.target_context, "codegen", lambda: codegen)
+    assert get_backend(None, CPU) is reference
+    assert "needs AVX2 on x86, or the dot products of Armv8.2" in caplog.text
+    with pytest.raises(KernelError, match="backend 'reference' runs on it"):
+        get_backend("cpu", CPU)
+
+
 def test_other_devices_are_served_by_the_reference() -> None:
     assert get_backend(None, torch.device("mps")) is reference
 

@@ -24,7 +24,9 @@ def _reference() -> Backend:
 
 def _cpu() -> Backend:
     from polybit.kernels import cpu
+    from polybit.kernels.cpu.tile_code import check_processor
 
+    check_processor()
     return cpu
 
 

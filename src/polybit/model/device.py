@@ -34,9 +34,7 @@ def use_threads(count: int | None) -> None:
     if count is not None and count < 1:
         raise ConfigError(f"threads is {count}, expected at least 1")
     most = psutil.cpu_count(logical=False) or torch.get_num_threads()
-    wanted = count or min(torch.get_num_threads(), most)
-    if wanted != torch.get_num_threads():  # being told the same again changes how products are divided, and their bits
-        torch.set_num_threads(wanted)
+    torch.set_num_threads(count or min(torch.get_num_threads(), most))
 
 
 def _check_present(device: torch.device) -> None:

@@ -16,7 +16,7 @@ from polybit.fields import replaced
 from polybit.format.files import replacing
 from polybit.kernels.registry import load_backend
 from polybit.kernels.rounding import choose_rounding
-from polybit.model.device import choose_device, describe
+from polybit.model.device import choose_device, describe, use_threads
 from polybit.model.options import LoadOptions
 from polybit.model.source import ModelSource, open_model
 from polybit.modules.rope import RopeTables
@@ -63,6 +63,7 @@ def convert(
     source = open_model(Path(source_folder), load_options)
     check_source(source, options)
     device = choose_device(options.device)
+    use_threads(None)
     out, tell = Path(out_folder).expanduser(), Teller(told_stages(options), progress or (lambda _: None))
     with torch.no_grad():
         started = time.monotonic()

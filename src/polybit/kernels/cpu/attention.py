@@ -1,7 +1,8 @@
-"""Attention of decode steps over pages: a task is one query and the heads that share a key head."""
+"""Attention over pages for sequences with few queries: a task is one query and the heads that share a key head."""
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from polybit.kernels import reference
 from polybit.kernels.cpu.arrays import Floats, array, is_plain
 from polybit.kernels.cpu.exponential import exponentials
-from polybit.kernels.cpu.threads import follow_torch
+from polybit.kernels.cpu.threads import cores
 from polybit.kernels.pages import Pages
 
 MAX_QUERIES = 4  # of a sequence; more are better served by products of torch
@@ -30,16 +31,34 @@ def attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    if max_queries > MAX_QUERIES or q.dtype != torch.float32 or not (is_plain(k_pages) and is_plain(v_pages)):
+    if q.dtype != torch.float32 or not (is_plain(k_pages) and is_plain(v_pages)):
         return reference.attention(
             q, k_pages, v_pages, page_table, query_starts, lengths, max_queries, scale, window, softcap
         )
-    follow_torch()
+    if max_queries <= MAX_QUERIES:
+        return _attend_few(q, k_pages, v_pages, page_table, query_starts, lengths, max_queries, scale, window, softcap)
+    counts = query_starts.diff()
+    out, are_few = torch.empty_like(q, memory_format=torch.contiguous_format), counts <= MAX_QUERIES
+    for chosen, attend in ((are_few, _attend_few), (~are_few, reference.attention)):
+        if not chosen.any():
+            continue
+        rows, starts = chosen.repeat_interleave(counts), F.pad(counts[chosen].cumsum(0, dtype=torch.int32), (1, 0))
+        out[rows] = attend(
+            q[rows], k_pages, v_pages, page_table[chosen], starts, lengths[chosen], max_queries, scale, window, softcap
+        )
+    return out
+
+
+def _attend_few(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, query_starts: Tensor, lengths: Tensor,
+    max_queries: int, scale: float, window: int | None, softcap: float | None,
+) -> Tensor:  # fmt: skip
+    """Of sequences with at most MAX_QUERIES each, whose results do not depend on what else is in the batch."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    _attend(
-        array(q), array(k_pages), array(v_pages), array(page_table), array(query_starts), array(lengths),
-        np.float32(scale), FAR if window is None else window, np.float32(softcap or 0), out.numpy(),
-    )  # fmt: skip
+    tables = array(page_table), array(query_starts), array(lengths)
+    span, cap = FAR if window is None else window, np.float32(softcap or 0)
+    with cores():
+        _attend(array(q), array(k_pages), array(v_pages), *tables, np.float32(scale), span, cap, out.numpy())
     return out
 
 
@@ -52,37 +71,39 @@ def _attend(
     shared = q.shape[1] // num_kv_heads
     for task in prange(q.shape[0] * num_kv_heads):
         t, head = task // num_kv_heads, task % num_kv_heads
-        s = np.searchsorted(query_starts, t, side="right") - 1
+        s = 0
+        while query_starts[s + 1] <= t:
+            s += 1
         seen = lengths[s] - (query_starts[s + 1] - 1 - t)
         first = max(0, seen - window)
-        heads = slice(head * shared, (head + 1) * shared)
-        _attend_head(q[t, heads], k_pages, v_pages, page_table[s], head, first, seen, scale, softcap, out[t, heads])
+        weights = np.empty((shared, seen - first), np.float32)
+        _attend_heads(q, k_pages, v_pages, page_table, t, s, head, first, scale, softcap, weights, out)
 
 
 @njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
-def _attend_head(
-    q: Floats, k_pages: Floats, v_pages: Floats, table: Ints, head: int, first: int, seen: int, scale: np.float32,
-    softcap: np.float32, out: Floats,
+def _attend_heads(
+    q: Floats, k_pages: Floats, v_pages: Floats, page_table: Ints, t: int, s: int, head: int, first: int,
+    scale: np.float32, softcap: np.float32, weights: Floats, out: Floats,
 ) -> None:  # fmt: skip
-    """q [shared heads, D] over keys [first, seen) of one key head -> out [shared heads, D]"""
-    num_tokens = k_pages.shape[1]
-    weights = np.empty((q.shape[0], seen - first), np.float32)
-    for i in range(first, seen):
-        k = k_pages[table[i // num_tokens], i % num_tokens, head]
-        for h in range(q.shape[0]):
+    """Query t of sequence s, for the heads that share a key head, over keys from `first` on. weights [heads, keys]"""
+    num_tokens, shared, dim = k_pages.shape[1], weights.shape[0], q.shape[2]
+    for i in range(weights.shape[1]):
+        page, place = page_table[s, (first + i) // num_tokens], (first + i) % num_tokens
+        for h in range(shared):
             total = np.float32(0)
-            for d in range(q.shape[1]):
-                total += q[h, d] * k[d]
-            weights[h, i - first] = total * scale
-    for h in range(q.shape[0]):
+            for d in range(dim):
+                total += q[t, head * shared + h, d] * k_pages[page, place, head, d]
+            weights[h, i] = total * scale
+    for h in range(shared):
         _softmax(weights[h], softcap)
-    out[:] = 0
-    for i in range(first, seen):
-        v = v_pages[table[i // num_tokens], i % num_tokens, head]
-        for h in range(q.shape[0]):
-            weight = weights[h, i - first]
-            for d in range(q.shape[1]):
-                out[h, d] += weight * v[d]
+        for d in range(dim):
+            out[t, head * shared + h, d] = 0
+    for i in range(weights.shape[1]):
+        page, place = page_table[s, (first + i) // num_tokens], (first + i) % num_tokens
+        for h in range(shared):
+            weight = weights[h, i]
+            for d in range(dim):
+                out[t, head * shared + h, d] += weight * v_pages[page, place, head, d]
 
 
 @njit(cache=True, error_model="numpy")
@@ -91,8 +112,15 @@ def _softmax(logits: Floats, softcap: np.float32) -> None:
     if softcap > 0:
         for i in range(len(logits)):
             logits[i] = softcap * np.tanh(logits[i] / softcap)
-    largest = logits.max()
+    largest = logits[0]
+    for i in range(1, len(logits)):
+        largest = max(largest, logits[i])
     for i in range(len(logits)):
         logits[i] -= largest
     exponentials(logits)
-    logits *= np.float32(1) / logits.sum()
+    total = np.float32(0)
+    for i in range(len(logits)):
+        total += logits[i]
+    inverse = np.float32(1) / total
+    for i in range(len(logits)):
+        logits[i] *= inverse

@@ -16,15 +16,15 @@ log = logging.getLogger(__name__)
 
 
 def keep_compiled() -> None:
-    """Tell Numba, unless NUMBA_CACHE_DIR has. Where nothing can be written they last as long as the process."""
-    if numba.config.CACHE_DIR:  # type: ignore[attr-defined]  # filled in at run time
-        return
-    folder = env.cache_dir() / "numba" / _sources()
+    """Tell Numba, unless NUMBA_CACHE_DIR does. Where nothing can be written they last as long as the process."""
+    chosen = numba.config.CACHE_DIR  # type: ignore[attr-defined]  # filled in at run time
+    folder = Path(chosen) if chosen else env.cache_dir() / "numba" / _sources()
     if not _writable(folder):
         log.warning(
             "compiled kernels cannot be kept in %s, so every process compiles them anew, for some seconds; "
-            "set POLYBIT_CACHE to a folder that can be written",
+            "set %s to a folder that can be written",
             folder,
+            "NUMBA_CACHE_DIR" if chosen else "POLYBIT_CACHE",
         )
         folder = Path(_of_this_process().name)
     numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]

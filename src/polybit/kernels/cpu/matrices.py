@@ -15,7 +15,7 @@ from polybit.kernels.cpu.arrays import floats
 from polybit.kernels.cpu.layout import TiledMatrix
 from polybit.kernels.cpu.norms import rms_norm
 from polybit.kernels.cpu.products import multiply, tile_functions
-from polybit.kernels.cpu.threads import follow_torch
+from polybit.kernels.cpu.threads import cores
 from polybit.kernels.protocol import Matrix
 from polybit.kernels.reference.matrices import DenseMatrix
 
@@ -39,12 +39,11 @@ def join(matrices: Sequence[Matrix]) -> Matrix | None:
 def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
     if not isinstance(matrix, TiledMatrix):
         return reference.matmul(x, matrix, residual)
-    follow_torch()
     out = torch.empty(x.shape[0], matrix.out_features)
     added = np.empty((0, matrix.out_features), np.float32) if residual is None else floats(residual)
-    multiply(  # type: ignore[call-arg]
-        floats(x), *matrix.arrays, added, tile_functions(), out.numpy()
-    )
+    given, functions = floats(x), tile_functions()
+    with cores():
+        multiply(given, *matrix.arrays, added, functions, out.numpy())  # type: ignore[call-arg]
     return out.to(x.dtype if residual is None else residual.dtype)
 
 

@@ -1,4 +1,4 @@
-"""RMSNorm of few rows. Formula: kernels/reference/norms.py."""
+"""RMSNorm. Formula: kernels/reference/norms.py."""
 
 import numpy as np
 import torch
@@ -6,11 +6,11 @@ from numba import njit
 from torch import Tensor
 
 from polybit.kernels import reference
-from polybit.kernels.cpu.arrays import Floats, array, is_small
+from polybit.kernels.cpu.arrays import Floats, array
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
-    if not is_small(x) or weight.dim() != 1 or weight.dtype != torch.float32:
+    if x.dtype != torch.float32 or weight.dim() != 1 or weight.dtype != torch.float32:
         return reference.rms_norm(x, weight, eps, offset)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     _rms_norm(array(x).reshape(-1, x.shape[-1]), array(weight), eps, offset, out.numpy().reshape(-1, x.shape[-1]))

@@ -1,4 +1,4 @@
-"""Rotary position embedding of few rows. Formula: kernels/reference/rope.py."""
+"""Rotary position embedding. Formula: kernels/reference/rope.py."""
 
 import numpy as np
 import torch
@@ -7,32 +7,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polybit.kernels import reference
-from polybit.kernels.cpu.arrays import Floats, array, is_small
+from polybit.kernels.cpu.arrays import Floats, array
 
 
 def rope(q: Tensor, k: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
-    if not is_small(q) or not is_small(k):
+    if q.dtype != torch.float32 or k.dtype != torch.float32:
         return reference.rope(q, k, positions, cos, sin, interleaved)
     rotated = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k)]
-    first, second = (x.numpy() for x in rotated)
-    _rotate(array(q), array(k), array(positions), array(cos), array(sin), interleaved, first, second)
+    places = array(positions), array(cos), array(sin), interleaved
+    for x, out in zip((q, k), rotated, strict=True):
+        _rotate(array(x), *places, out.numpy())
     return rotated[0], rotated[1]
 
 
 @njit(cache=True, error_model="numpy")
-def _rotate(
-    q: Floats, k: Floats, positions: NDArray[np.int64], cos: Floats, sin: Floats, interleaved: bool, q_out: Floats,
-    k_out: Floats,
-) -> None:  # fmt: skip
+def _rotate(x: Floats, positions: NDArray[np.int64], cos: Floats, sin: Floats, interleaved: bool, out: Floats) -> None:
     half = cos.shape[1]
-    for x, out in ((q, q_out), (k, k_out)):
-        for t in range(x.shape[0]):
-            c, s = cos[positions[t]], sin[positions[t]]
-            for h in range(x.shape[1]):
-                for i in range(half):
-                    first, second = (2 * i, 2 * i + 1) if interleaved else (i, half + i)
-                    a, b = x[t, h, first], x[t, h, second]
-                    out[t, h, first] = a * c[i] - b * s[i]
-                    out[t, h, second] = b * c[i] + a * s[i]
-                for i in range(2 * half, x.shape[2]):
-                    out[t, h, i] = x[t, h, i]
+    for t in range(x.shape[0]):
+        place = positions[t]
+        for h in range(x.shape[1]):
+            for i in range(half):
+                first, second = (2 * i, 2 * i + 1) if interleaved else (i, half + i)
+                a, b = x[t, h, first], x[t, h, second]
+                out[t, h, first] = a * cos[place, i] - b * sin[place, i]
+                out[t, h, second] = b * cos[place, i] + a * sin[place, i]
+            for i in range(2 * half, x.shape[2]):
+                out[t, h, i] = x[t, h, i]

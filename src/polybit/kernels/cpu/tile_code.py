@@ -6,8 +6,9 @@ MAX_ROWS rows of activations, as `activations.py` quantizes them, with one tile 
     y[t, n] = sum over runs r of x_scale[r, t] * w_scale[r, n] * (sum over rows k of r of (q[k, n] - zero) x[t, k])
 
 The inner sum is of integers: activations are two bytes, each of which is multiplied with the weight's byte, four rows
-at a time, by what the processor has for that: VNNI on x86, dot products on Arm, pairs of multiplications on AVX2, and
-plain vector arithmetic on everything else. Vectors have 16 columns; LLVM splits them where registers are shorter.
+at a time, by what the processor has for that: VNNI on x86, dot products on Arm, pairs of multiplications on AVX2; and
+plain vector arithmetic for weights that are too wide for those. Vectors have 16 columns; LLVM splits them where
+registers are shorter.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,10 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+from polybit.errors import KernelError
 from polybit.kernels.cpu.layout import PLANES, STEPS, TILE, word_places
 
 LANES = 16
@@ -43,7 +46,7 @@ class Machine:
 
 
 def machine_for(context: Any) -> Machine:
-    """By the features that Numba compiles for."""
+    """By the features that Numba compiles for. Raises KernelError where there is no code for any of them."""
     features = set(context.codegen().magic_tuple()[2].split(","))
     if {"+avx512f", "+avx512vnni"} <= features:
         return Machine(dot_vnni_512, 16, True)
@@ -53,7 +56,14 @@ def machine_for(context: Any) -> Machine:
         return Machine(dot_avx2, 4, "+avx512f" in features)
     if "+dotprod" in features:
         return Machine(dot_arm, 4, False)
-    return Machine(dot_anywhere, 4, False)
+    raise KernelError(
+        "backend 'cpu' needs AVX2 on x86, or the dot products of Armv8.2, which this processor does not have; "
+        "backend 'reference' runs on it"
+    )
+
+
+def check_processor() -> None:
+    machine_for(cpu_target.target_context)
 
 
 # ---- dot products: sums [16] + the four bytes of each lane of q, unsigned, times those of x, signed
