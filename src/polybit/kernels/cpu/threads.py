@@ -10,7 +10,7 @@ _told = threading.local()  # Numba keeps the number for each thread apart; telli
 
 
 def cores() -> threading.Lock:
-    """Around every call of a parallel kernel: one of Numba's ways to use threads ends the process if two call at once."""
+    """Around every call of a parallel kernel: of Numba's layers of threads one ends the process if two call at once."""
     wanted = torch.get_num_threads()
     if getattr(_told, "count", None) != wanted:
         numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
