@@ -14,17 +14,16 @@ T = TypeVar("T")
 
 def map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
     """The tree with each tensor in it replaced, in a fixed order."""
-
-    def mapped(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return change(part)
-        if type(part) is tuple:
-            return tuple(map(mapped, part))
-        if is_dataclass(part) and not isinstance(part, type):
-            return replace(part, **{field.name: mapped(getattr(part, field.name)) for field in fields(part)})
-        return part
-
-    result: T = mapped(value)
+    part: Any = value
+    changed: Any = value
+    if isinstance(part, Tensor):
+        changed = change(part)
+    elif type(part) is tuple:
+        changed = tuple(map_tensors(each, change) for each in part)
+    elif is_dataclass(part) and not isinstance(part, type):
+        values = {field.name: map_tensors(getattr(part, field.name), change) for field in fields(part)}
+        changed = replace(part, **values)
+    result: T = changed
     return result
 
 
