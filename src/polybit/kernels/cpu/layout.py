@@ -49,7 +49,7 @@ class Part:
     def num_tiles(self) -> int:
         return -(-self.out_features // TILE)
 
-    @property
+    @cached_property
     def runs(self) -> tuple[Run, ...]:
         return _runs(self.layout)
 
@@ -165,11 +165,11 @@ def _distinct_inputs(parts: Sequence[Part], orders: Sequence[Tensor]) -> list[in
 def _tile_table(parts: Sequence[Part], inputs: Sequence[int]) -> Iterator[tuple[int, ...]]:
     word = code = run = scale = column = 0
     for part, place in zip(parts, inputs, strict=True):
-        num_groups = len(part.layout.groups)
+        num_groups, num_words = len(part.layout.groups), part.layout.packed_rows * TILE
         for start in range(0, part.out_features, TILE):
             width = min(TILE, part.out_features - start)
             yield word, code, run, len(part.runs), scale, place, column + start, width
-            word, code = word + part.layout.packed_rows * TILE, code + num_groups
+            word, code = word + num_words, code + num_groups
         run, scale, column = run + len(part.runs), scale + num_groups, column + part.out_features
 
 
