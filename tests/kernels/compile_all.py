@@ -20,10 +20,18 @@ from polybit.format.gptq import GptqTensor
 from polybit.kernels import triton as backend
 from polybit.kernels.pages import new_pages
 from polybit.kernels.protocol import HeadNorm, Rotation
+from polybit.kernels.triton import rounding
 from polybit.spec import Activation
 
 SHARED = {80: 163 << 10, 90: 227 << 10}  # bytes of shared memory that a program may have
-TYPES = {torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64"}
+TYPES = {
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 CPU = torch.device("cpu")
 
 
@@ -129,6 +137,15 @@ def matrices() -> None:
         backend.dequantize(matrix)
 
 
+def loops_of_quantization() -> None:
+    for rows, bits in ((32, 8), (64, 2), (96, 3), (128, 4)):
+        x, columns, square = torch.zeros(rows, 4096), torch.ones(4096), torch.eye(rows)
+        rounding.round_rows(x, columns, square, bits)
+        rounding.descend_rows(x, x, columns, square, bits)
+        rounding.scale_costs(x[None], columns[None, :rows], columns, torch.zeros(1, 24, 16), bits, 7)
+        rounding.factor_errors(x, columns, columns[:97], bits)
+
+
 if __name__ == "__main__":
     architecture = int(sys.argv[1])
     JITFunction.run = compile_for(GPUTarget("cuda", architecture, 32))
@@ -138,3 +155,4 @@ if __name__ == "__main__":
     attention()
     decode_attention()
     matrices()
+    loops_of_quantization()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from polybit.amounts import gibibytes
 from polybit.cache import PAGE_TOKENS, Holding, KVPool, pages_for
 from polybit.errors import OutOfMemory
 from polybit.generator.graphs import decode_graphs
@@ -81,4 +82,4 @@ def _check_ram(model: Model, num_tokens: int) -> None:
     per_token = sum(token_bytes(block.attn, model.cache, model.dtype) for block in model.spec.blocks)
     needed, free = num_tokens * per_token, free_bytes(model.device)
     if needed > free:
-        raise OutOfMemory(f"keys and values need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free")
+        raise OutOfMemory(f"keys and values need {gibibytes(needed)}, but {gibibytes(free)} are free")

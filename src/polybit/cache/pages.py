@@ -77,7 +77,7 @@ class PageBook:
         if count > self.num_free:
             raise OutOfMemory(
                 f"{count} more pages of {PAGE_TOKENS} tokens are needed, but the K/V pool has {self.num_free} of "
-                f"{self.total} free; let other generations end, or load with a larger cache_tokens"
+                f"{self.total} free; let other generations end, or load with a larger --cache-tokens (cache_tokens)"
             )
         return [self._take_one() for _ in range(count)]
 

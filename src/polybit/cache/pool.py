@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from polybit import spec
+from polybit.amounts import gibibytes
 from polybit.cache.holding import Copy
 from polybit.cache.pages import PAGE_TOKENS, PageBook, pages_for
 from polybit.errors import OutOfMemory
@@ -49,8 +50,8 @@ class KVPool:
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU raises the plain kind
             needed = sum(token_bytes(block.attn, bits, dtype) for block in model.blocks) * (pages + 1) * PAGE_TOKENS
             raise OutOfMemory(
-                f"a K/V pool of {pages * PAGE_TOKENS} tokens needs {needed / 1e9:.2f} GB on {_listed(devices)} "
-                f"({str(error).splitlines()[0]}); load with a smaller cache_tokens"
+                f"a K/V pool of {pages * PAGE_TOKENS} tokens needs {gibibytes(needed)} on {_listed(devices)} "
+                f"({str(error).splitlines()[0]}); load with a smaller --cache-tokens (cache_tokens)"
             ) from None
         self.book = PageBook(pages)
         self._backend = backend

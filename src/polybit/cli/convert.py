@@ -15,8 +15,8 @@ from polybit.cli.console import note, notes, results
 from polybit.cli.flags import Flag, settings
 from polybit.format import gguf
 from polybit.format.files import atomic_write_text
-from polybit.quantizer.begin import job_folder
 from polybit.quantizer.convert import convert as convert_folder
+from polybit.quantizer.folders import work_folder
 from polybit.quantizer.job import Job
 from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, check_options
 
@@ -61,7 +61,7 @@ def convert(
     """Convert a model to EXL2. Can be interrupted; the same command goes on where it stopped."""
     if source.lower().endswith(".gguf"):
         check_options(options)
-        with unpacked_gguf(Path(source).expanduser(), out, job_folder(out, options)) as folder:
+        with unpacked_gguf(Path(source).expanduser(), out, work_folder(out, options.work_dir)) as folder:
             result = run_conversion(folder, out, options)
     else:
         result = run_conversion(source, out, options)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 import polybit
 from polybit import env
+from polybit.amounts import gibibytes
 from polybit.cli.console import results
 from polybit.errors import KernelError
 from polybit.kernels.protocol import Backend
@@ -62,7 +63,7 @@ def machine_table(device: torch.device) -> Table:
     table.add_row("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     table.add_row("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
     table.add_row("device", describe(device))
-    table.add_row("free memory", f"{free_bytes(device) / 1e9:.1f} GB")
+    table.add_row("free memory", gibibytes(free_bytes(device)))
     table.add_row("cache folder", str(env.cache_dir()))
     return table
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from polybit.amounts import gigabytes
 from polybit.cli.console import print_json, results
 from polybit.cli.memory import describe_memory, describe_plan, plan_for, plan_tables
 from polybit.cli.shared_options import CacheTokens, ModelName, loading
@@ -125,7 +126,3 @@ def bits_table(label: str, *figures: str) -> Table:
 def bar(bpw: float) -> str:
     """A bar whose full width stands for eight bits; unquantized layers fill it."""
     return "█" * round(min(bpw / BITS_AT_FULL_BAR, 1.0) * BAR_WIDTH)
-
-
-def gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB"

@@ -4,11 +4,12 @@ from typing import Any
 
 from rich.table import Table
 
+from polybit.amounts import gibibytes
 from polybit.errors import OutOfMemory
 from polybit.generator.load import plan_for as plan_as_loading_does
 from polybit.model.footprint import is_quantized
 from polybit.model.machine import AUTO, imagined_machine
-from polybit.model.plan import Share, gib
+from polybit.model.plan import Share
 from polybit.model.setup import Setup
 from polybit.model.source import ModelSource
 
@@ -65,7 +66,7 @@ def device_table(memory: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for row in memory["devices"]:
         sizes = (row[f"{part}_bytes"] for part in ("weights", "cache", "scratch", "total", "free"))
-        table.add_row(row["device"], span(row["layers"]), *map(gib, sizes))
+        table.add_row(row["device"], span(row["layers"]), *map(gibibytes, sizes))
     return table
 
 
@@ -79,7 +80,7 @@ def summary_table(memory: dict[str, Any]) -> Table:
         slow = f"{span(memory['layers_in_ram'])}: copied to the GPU at each use, which is slow"
         table.add_row("layers in RAM", slow)
     if memory["ram_bytes"]:
-        table.add_row("RAM", f"{gib(memory['ram_bytes'])} for the GPU's use")
+        table.add_row("RAM", f"{gibibytes(memory['ram_bytes'])} for the GPU's use")
     table.add_row("cache", f"{memory['cache_tokens']:,} tokens; {memory['longest_cache_tokens']:,} would fit")
     return table
 

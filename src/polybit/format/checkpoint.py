@@ -4,6 +4,7 @@ Every `*.safetensors` of the folder is scanned; an index file is not needed and,
 """
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -190,6 +191,8 @@ _KINDS: tuple[tuple[str, Kind], ...] = (("q_weight", "exl2"), ("qweight", "gptq"
 
 def unreadable(path: Path, error: Exception) -> FormatError:
     """The error for a weight file that cannot be opened or read."""
+    if path.is_file() and not os.access(path, os.R_OK):  # of which safetensors says that it is not there
+        return FormatError(f"{path} may not be read by this user; ask its owner for the right to")
     reason = " ".join(str(error).split())
     return FormatError(f"{path} cannot be read as safetensors: {reason}; fetch the file again")
 

@@ -178,7 +178,7 @@ def group_scales(scale_codes: Tensor, scale_max: Tensor, prescale: float = 1.0) 
     Rounds twice: the maximum over 256 (times prescale) to float16, where small ones become subnormal and lose bits, and
     its product with the squared code. The quantizer counts on both.
     """
-    factor = torch.tensor(prescale / 256, dtype=torch.float32, device=scale_max.device)
+    factor = torch.full((), prescale / 256, dtype=torch.float32, device=scale_max.device)
     unit = (scale_max.float() * factor).half()
     squares = (scale_codes.to(torch.int32) + 1).square().half()
     return squares * unit[..., None]

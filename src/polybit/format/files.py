@@ -48,6 +48,14 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
+def make_folder(path: Path) -> None:
+    """And those that it lies in, where they are missing. FormatError: it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 def sync(path: Path) -> None:
     """Wait until the file's contents are on the disk."""
     with path.open("rb+") as file:

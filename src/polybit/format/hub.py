@@ -18,6 +18,8 @@ def local_folder(name: Path | str) -> Path:
 
     Raises ConfigError where it is neither.
     """
+    if name == "":
+        raise ConfigError("the model's name is empty; give a model's folder or its id on the Hub")
     try:
         folder = Path(name).expanduser()
         if folder.exists() or not HUB_ID.fullmatch(str(name)):

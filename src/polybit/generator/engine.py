@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeGuard, overload
 
 from polybit.cache import KVPool
 from polybit.errors import PolybitError, RequestError
+from polybit.fields import check_callback
 from polybit.generator.background import Background
 from polybit.generator.completion import Completion
 from polybit.generator.graphs import decode_graphs
@@ -105,6 +106,7 @@ class Engine:
         they are. Raises RequestError for whatever cannot be served, before anything runs, and other errors when they
         occur. With `return_errors` an error stands in its prompt's place instead, and the others are answered.
         """
+        check_callback("progress", progress, RequestError)
         if not _is_list(prompt):
             return self.stream(prompt, params, **fields).drain()
         answers = self._begin_all(prompt, params, fields, return_errors)
@@ -146,6 +148,7 @@ class Engine:
         None: any number.
         """
         ids = self.prompt_ids(prompt)
+        _check_patience(patience)
         return self._begin(self._sequence(ids, with_fields(params, fields), continues=ids), patience)
 
     def chat(
@@ -166,7 +169,8 @@ class Engine:
         **fields: Any,
     ) -> Stream:
         """As `chat`, but yields the text piece by piece."""
-        prompt = self.chat_template.render(messages, **(template_variables or {}))
+        variables = _checked_variables(template_variables)
+        prompt = self.chat_template.render(messages, **variables)
         ids = self._text_ids(prompt, add_bos=False)
         return self._begin(self._sequence(ids, with_fields(params, fields), continues=()))
 
@@ -246,10 +250,11 @@ class Engine:
             raise RequestError("the prompt is empty; give at least one token")
         room = self.context - len(ids)
         if room < 1:
+            reach, cached = self.model.max_seq_len, self.pool.num_tokens
+            larger = f", or load with a larger --cache-tokens (cache_tokens, now {cached}; the model reaches {reach})"
             raise RequestError(
                 f"the prompt has {len(ids)} tokens, but the context holds {self.context} including the answer; "
-                f"shorten it, or load with a larger cache_tokens (now {self.pool.num_tokens}; "
-                f"the model reaches {self.model.max_seq_len})"
+                f"shorten it{larger if reach > cached else ''}"
             )
         return room
 
@@ -278,9 +283,24 @@ def _is_list(prompt: Any) -> TypeGuard[list[Prompt]]:
     return isinstance(prompt, list) and any(isinstance(one, (str, list, tuple)) for one in prompt)
 
 
+def _check_patience(given: Any) -> None:
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 0):
+        raise RequestError(f"patience is {given!r:.60}, expected a whole number of at least 0, or None")
+
+
+def _checked_variables(given: Any) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        raise RequestError(f"template_variables is {given!r:.60}, expected a dict of names and values, or None")
+    return given
+
+
 def _checked_ids(prompt: Any, size: int) -> list[int]:
     if not isinstance(prompt, (list, tuple)):
         raise RequestError(f"the prompt is of type {type(prompt).__name__}, expected text or a list of token ids")
+    if isinstance(prompt, tuple) and any(isinstance(one, (str, list, tuple)) for one in prompt):
+        raise RequestError("the prompt is a tuple that holds prompts; give several prompts as a list")
     for i, token in enumerate(prompt):
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
             raise RequestError(f"prompt[{i}] is {token!r}, expected a token id from 0 to {size - 1}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from polybit.cache import PAGE_TOKENS, KVPool, pages_for
 from polybit.errors import ConfigError, RequestError
-from polybit.fields import replaced
+from polybit.fields import check_callback, replaced
 from polybit.generator.engine import MAX_BATCH, Engine, step_limits
 from polybit.model.load import LoadProgress, build
 from polybit.model.options import LoadOptions
@@ -39,6 +39,7 @@ def load(
     if cache_tokens is not None:
         _check_count("cache_tokens", cache_tokens)
     _check_count("max_batch", max_batch)
+    check_callback("progress", progress, RequestError)
     source = open_model(path, replaced(LoadOptions(), options, "option of loading", ConfigError))
     tokenizer = Tokenizer.open(source.folder)
     setup = plan_for(source, cache_tokens)

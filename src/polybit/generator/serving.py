@@ -145,7 +145,7 @@ class Serving:
                 sequence,
                 OutOfMemory(
                     f"{missing} pages of the K/V pool are needed, but another engine holds {book.num_held} of its "
-                    f"{book.total}; end what runs there, or load with a larger cache_tokens"
+                    f"{book.total}; end what runs there, or load with a larger --cache-tokens (cache_tokens)"
                 ),
             )
             return
@@ -174,7 +174,7 @@ def _typed(error: Exception) -> PolybitError:
     typed: PolybitError
     if isinstance(error, torch.OutOfMemoryError):
         typed = OutOfMemory(
-            f"a step does not fit into memory ({reason}); load with a smaller max_batch or cache_tokens"
+            f"a step lacks memory ({reason}); load with a smaller --cache-tokens (cache_tokens) or max_batch"
         )
     else:
         typed = KernelError(f"a step failed: {reason}; all requests that took part in it ended")

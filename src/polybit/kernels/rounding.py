@@ -31,36 +31,43 @@ class Rounding(Protocol):
     def scale_costs(
         self, x: Tensor, row_weights: Tensor, column_weights: Tensor, table: Tensor, bits: int, window: int
     ) -> tuple[Tensor, Tensor]:
-        """What each candidate for a group's scale maximum would cost, with the best code for each column.
+        """What each candidate for the scale maximum of each group would cost, with the best code for each column.
 
-        x [R, N], row_weights [R], column_weights [N], table [C, 16] the ascending scales of each candidate's codes
-        -> costs [C] fp64, codes [C, N] uint8. A cost is the weighted sum of (round(x / s) s - x)^2. A column tries
-        `window` codes, downward from the first whose scale reaches max|x| / (2^(bits-1) - 0.5).
+        x [G, R, N], row_weights [G, R], column_weights [N], table [G, C, 16] the ascending scales of each candidate's
+        codes -> costs [G, C] fp64, codes [G, C, N] uint8. A cost is the weighted sum of (round(x / s) s - x)^2. A
+        column tries `window` codes, downward from the first whose scale reaches max|x| / (2^(bits-1) - 0.5).
         """
 
     def descend_rows(self, residual: Tensor, dense: Tensor, scale: Tensor, h: Tensor, bits: int) -> Tensor:
         """One pass of coordinate descent over a group's rows: each moves to its best level, the others as they are.
 
-        residual [R, N] is the group's part of H (W - D), dense [R, N] of D: both are updated. scale [N] of fp16 values,
-        h [R, R] the group's part of H, its diagonal positive -> q [R, N] uint8.
+        residual [R, N] is the group's part of H (W - D), dense [R, N] of D: the latter is updated, the former used up.
+        scale [N] of fp16 values, h [R, R] the group's part of H, its diagonal positive -> q [R, N] uint8.
         """
 
 
 def choose_rounding(device: torch.device) -> Rounding:
-    """Numba's loops on a CPU where the extra `polybit[cpu]` is installed, else plain torch; says which."""
-    chosen = _numba_rounding() if device.type == "cpu" else None
-    if device.type == "cpu" and chosen is None:
-        log.info("rounding: plain torch; pip install 'polybit[cpu]' makes it several times faster")
-    elif chosen is None:
-        log.info("rounding: plain torch on %s", device)
-    else:
-        log.info("rounding: numba")
-    return chosen or reference
+    """Numba's loops on a CPU, Triton's kernels on a GPU, plain torch where these are not installed; says which."""
+    chosen = {"cpu": _numba_rounding, "cuda": _triton_rounding}.get(device.type, lambda: None)()
+    if chosen is not None:
+        log.info("rounding: %s", chosen.NAME)
+        return chosen
+    missing = {"cpu": "; pip install 'polybit[cpu]' makes it several times faster", "cuda": "; Triton is missing"}
+    log.info("rounding: plain torch%s", missing.get(device.type, ""))
+    return reference
 
 
 def _numba_rounding() -> Rounding | None:
     try:
         from polybit.kernels.cpu import rounding
+    except ImportError:
+        return None
+    return rounding
+
+
+def _triton_rounding() -> Rounding | None:
+    try:
+        from polybit.kernels.triton import rounding
     except ImportError:
         return None
     return rounding

@@ -40,19 +40,29 @@ def use_threads(count: int | None) -> None:
 def _check_present(device: torch.device) -> None:
     match device.type:
         case "cpu":
-            return
+            _check_number(device, 1)
         case "cuda":
             present = torch.cuda.device_count()
-            if (device.index or 0) >= present:
+            if not present:
                 raise KernelError(
-                    f"device {device} was asked for, but torch {torch.__version__} sees {present} CUDA devices; "
-                    "use --device cpu, or install a CUDA build of torch and a driver"
+                    f"device {device} was asked for, but torch {torch.__version__} sees no CUDA devices; "
+                    "use --device cpu (device='cpu'), or install a CUDA build of torch and a driver"
                 )
+            _check_number(device, present)
         case "mps":
             if not torch.backends.mps.is_available():
-                raise KernelError("device mps was asked for, but this torch sees no Apple GPU; use --device cpu")
+                raise KernelError(
+                    f"device {device} was asked for, but this torch sees no Apple GPU; use --device cpu (device='cpu')"
+                )
+            _check_number(device, 1)
         case other:
             raise KernelError(f"device type {other!r} is not supported; use cpu, cuda, cuda:1 or mps")
+
+
+def _check_number(device: torch.device, present: int) -> None:
+    if (device.index or 0) >= present:
+        there = device.type if present == 1 else ", ".join(f"{device.type}:{i}" for i in range(present))
+        raise KernelError(f"device {device} was asked for, but there is only {there}; use that")
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:

@@ -9,6 +9,7 @@ import weakref
 import torch
 from torch import Tensor
 
+from polybit.amounts import gibibytes
 from polybit.errors import OutOfMemory
 
 PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU
@@ -37,8 +38,8 @@ def _register(memory: mmap.mmap, buffer: Tensor) -> None:
 
 def _refused(num_bytes: int, reason: str) -> OutOfMemory:
     return OutOfMemory(
-        f"{num_bytes / (1 << 30):.2f} GiB of RAM cannot be pinned for the GPU ({reason}); "
-        "close other programs, raise the limit on locked memory, or offload less with a smaller cache_tokens"
+        f"{gibibytes(num_bytes)} of RAM cannot be pinned for the GPU ({reason}); "
+        "close other programs, raise what may be locked, or offload less by a smaller --cache-tokens (cache_tokens)"
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from polybit.amounts import gibibytes
 from polybit.errors import OutOfMemory
 from polybit.model.footprint import Footprint
 
@@ -227,10 +228,11 @@ def _with_table(need: _Need, shares: tuple[Share, ...], offloaded: range, machin
 def _shortage(sizes: Footprint, machine: Machine, cache_tokens: int) -> str:
     need = _Need(sizes, cache_tokens)
     whole = need.share(machine.budgets[0], range(need.num_blocks))
-    free = " and ".join(f"{gib(budget.free)} of {budget.device}" for budget in machine.budgets)
+    free = " and ".join(f"{gibibytes(budget.free)} of {budget.device}" for budget in machine.budgets)
     return (
-        f"needs {gib(whole.total)} (weights {gib(whole.weights)}, cache of {cache_tokens:,} tokens {gib(whole.cache)}, "
-        f"work space {gib(whole.scratch)} on each device), but {free} can be used"
+        f"needs {gibibytes(whole.total)} (weights {gibibytes(whole.weights)}, "
+        f"cache of {cache_tokens:,} tokens {gibibytes(whole.cache)}, "
+        f"work space {gibibytes(whole.scratch)} on each device), but {free} can be used"
     )
 
 
@@ -238,14 +240,12 @@ def _advice(sizes: Footprint, machine: Machine, offload: bool) -> str:
     choices = []
     longest = longest_context(sizes, machine, offload)
     if longest:
-        choices.append(f"cache_tokens={longest} would fit")
+        choices.append(f"--cache-tokens {longest} (cache_tokens={longest}) would fit")
     if not offload and machine.budgets[-1].is_gpu and longest_context(sizes, machine, offload=True):
-        choices.append("offload=True keeps the layers that do not fit in RAM, slower")
+        choices.append("--offload (offload=True) keeps the layers that do not fit in RAM, slower")
     if sizes.unpacked:
-        choices.append("unpacked=False")
-    choices.append("more memory (close other programs" + (", raise gpu_split)" if machine.budgets[-1].is_gpu else ")"))
+        choices.append("--no-unpacked (unpacked=False)")
+    choices.append(
+        "more memory (close other programs" + (", raise --gpu-split)" if machine.budgets[-1].is_gpu else ")")
+    )
     return f"what helps: {', or '.join(choices)}, or a model of fewer bits per weight"
-
-
-def gib(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:.2f} GiB"

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
+from polybit.amounts import gibibytes
 from polybit.kernels.pages import KVBits, read_bits
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import get_backend
 from polybit.model.device import choose_dtype
 from polybit.model.footprint import Footprint, footprint_of, is_quantized, quantized_kinds
 from polybit.model.machine import this_machine
-from polybit.model.plan import GIB, Machine, Plan, gib, plan_memory
+from polybit.model.plan import Machine, Plan, plan_memory
 from polybit.model.source import ModelSource
 
 log = logging.getLogger(__name__)
@@ -55,12 +56,13 @@ def tell(setup: Setup, source: ModelSource) -> None:
             share.device,
             share.blocks.start,
             share.blocks.stop - 1,
-            *map(gib, (share.weights, share.cache, share.scratch, share.free)),
+            *map(gibibytes, (share.weights, share.cache, share.scratch, share.free)),
         )
     log.info("token embedding on %s", "cpu (RAM)" if plan.table.type == "cpu" else plan.table)
     if plan.offloaded:
-        log.warning("%d of %d layers (%.1f GiB) live in RAM and are copied to %s for every step, which is slow",
-                    len(plan.offloaded), len(source.spec.blocks), plan.ram / GIB, plan.shares[-1].device)  # fmt: skip
+        log.warning("%d of %d layers (%s) live in RAM and are copied to %s for every step, which is slow",
+                    len(plan.offloaded), len(source.spec.blocks), gibibytes(plan.ram),
+                    plan.shares[-1].device)  # fmt: skip
 
 
 def _holds_unpacked(source: ModelSource, dtype: torch.dtype, backend: Backend, machine: Machine) -> bool:

@@ -2,24 +2,32 @@
 
 import hashlib
 import logging
-import os
-import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from polybit.errors import FormatError, JobError, OutOfMemory, UnsupportedModel
+from polybit.errors import FormatError, OutOfMemory, UnsupportedModel
 from polybit.format.exl2 import storage_bits
-from polybit.format.files import unwritable
 from polybit.model.load import load
 from polybit.model.source import ModelSource
 from polybit.quantizer.allocate import Choice, budget_of
 from polybit.quantizer.calibration import Calibration, Shape, Write, fingerprint, read_calibration
 from polybit.quantizer.candidates import HEAD_SETS
-from polybit.quantizer.job import Job, Progress, corrupt
-from polybit.quantizer.measurement import read_measurement, write_measurement
+from polybit.quantizer.folders import (
+    check_apart,
+    check_empty,
+    check_no_model,
+    check_room,
+    delete_leftovers,
+    held,
+    work_folder,
+)
+from polybit.quantizer.job import STAGES, Job, Progress
+from polybit.quantizer.kept import corrupt
+from polybit.quantizer.measurement import Measurement, read_measurement, write_measurement
 from polybit.quantizer.options import ConvertOptions
 from polybit.quantizer.own_text import write_text
 from polybit.quantizer.pricing import extremes
@@ -29,7 +37,6 @@ from polybit.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-WORK_FOLDER = ".polybit-job"
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # of each weight file, to know it again
 TOKENS, RECORD = "tokens", "calibration"  # names of kept files
 
@@ -64,29 +71,40 @@ def check_source(source: ModelSource, options: ConvertOptions) -> None:
         )
 
 
-def job_folder(out: Path, options: ConvertOptions) -> Path:
-    """Where a job's unfinished work lies."""
-    return (options.work_dir or out / WORK_FOLDER).expanduser()
+@contextmanager
+def open_job(source: ModelSource, out: Path, options: ConvertOptions, advance: Advance) -> Iterator[Job]:
+    """The job of an earlier run, or a new one with its calibration tokens kept; `advance` follows their making.
 
-
-def open_job(source: ModelSource, out: Path, options: ConvertOptions, advance: Advance) -> Job:
-    """The job of an earlier run, or a new one with its calibration tokens kept; `advance` follows their making."""
-    folder = job_folder(out, options)
-    if out.absolute().is_relative_to(folder.absolute()):
-        raise JobError(f"work_dir {folder} is deleted at the end, but {out} would lie in it; take different folders")
+    Its folder is this run's alone until the context ends.
+    """
+    work = work_folder(out, options.work_dir)
+    check_apart(source.folder, out, work)
     identity = dict(_identity(source, options))
-    if Job.exists(folder) and options.resume:
-        return Job.resume(folder, identity)
-    _claim(folder, out)
-    _check_disk(source, folder, options)
-    measurement = None if options.measurement is None else read_measurement(options.measurement, source.spec)
-    calibration = _calibrate(source, options, advance)
-    _make_folder(folder)
-    job = Job(folder, identity)
+    if Job.exists(work) and options.resume:
+        Job.check(work)  # before anything is written there: it may be another program's
+        with held(work):
+            job = Job.resume(work, identity)
+            if job.progress.stage != STAGES[-1]:
+                check_no_model(out)
+            yield job
+    else:
+        delete_leftovers(work)
+        check_empty(work, out)
+        check_room(_needs(source, work, out, options))
+        measurement = None if options.measurement is None else read_measurement(options.measurement, source.spec)
+        calibration = _calibrate(source, options, advance)
+        with held(work):
+            check_empty(work, out)  # again: another run may have come first
+            yield _new_job(source, Job(work, identity), options, calibration, measurement)
+
+
+def _new_job(
+    source: ModelSource, job: Job, options: ConvertOptions, calibration: Calibration, measurement: Measurement | None
+) -> Job:
     job.keep_tensors(TOKENS, {"tokens": calibration.tokens})
     job.keep_json(RECORD, calibration.record)
     if measurement is not None:
-        write_measurement(folder / "measurement.json", source.spec, measurement)
+        write_measurement(job.folder / "measurement.json", source.spec, measurement)
     job.save(Progress(planned_stages(options)[0]))
     return job
 
@@ -139,30 +157,8 @@ def _samples(path: Path) -> Iterator[bytes]:
             yield file.read(SAMPLE_BYTES)
 
 
-def _claim(folder: Path, out: Path) -> None:
-    """Make sure that nothing of the user's is in the way; leftovers of a job are deleted."""
-    if Job.exists(folder) or folder.name == WORK_FOLDER:
-        shutil.rmtree(folder, ignore_errors=True)
-    for taken in (folder, out):
-        if taken.exists() and not taken.is_dir():
-            raise JobError(f"{taken} is a file, expected a new folder's name; give another one")
-        found = sorted(taken.iterdir()) if taken.exists() else []
-        if found:
-            raise JobError(
-                f"{taken} is not empty (it holds {found[0].name}) and is no unfinished conversion; "
-                "give a new folder, or empty this one"
-            )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-
-
-def _check_disk(source: ModelSource, folder: Path, options: ConvertOptions) -> None:
-    """Every quantized tensor lies on the disk twice for a moment: in the job's folder and in the result."""
+def _needs(source: ModelSource, work: Path, out: Path, options: ConvertOptions) -> list[tuple[Path, float]]:
+    """Folders that are written to, with their bytes at the fullest. A quantized tensor lies in both for a moment."""
     model, head = source.spec, source.spec.head.linear
     weights = sum(linear.in_features * linear.padded_out_features for linear in model.linears) * options.bits / 8
     head_bytes = (
@@ -172,16 +168,10 @@ def _check_disk(source: ModelSource, folder: Path, options: ConvertOptions) -> N
     copies = len(model.blocks) + 2 if options.how.by_loss else 2
     tokens = max(options.rows * options.length, options.measure_rows * options.measure_length)
     states = 4 * copies * tokens * model.hidden_size
-    needed = 2 * (weights + head_bytes) + embedding + states
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not os.access(existing, os.W_OK):
-        raise JobError(f"{existing} may not be written, where {folder} would lie; choose another folder")
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise JobError(
-            f"{folder} is on a disk with {free / 1e9:.2f} GB free, but converting needs about {needed / 1e9:.2f} GB; "
-            "free some space or choose another disk"
-        )
+    quantized = weights + head_bytes
+    needs = [(work, quantized + states), (out, 0 if options.measure_only else quantized + embedding)]
+    saved = options.save_measurement
+    return needs if saved is None else [*needs, (saved.parent, 0)]
 
 
 def _writer(source: ModelSource, options: ConvertOptions, bos: int | None, advance: Advance) -> Write | None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from polybit.errors import JobError
-from polybit.fields import replaced
-from polybit.format.files import replacing
+from polybit.fields import check_callback, path_of, replaced
+from polybit.format.files import make_folder, replacing
 from polybit.kernels.registry import load_backend
 from polybit.kernels.rounding import choose_rounding
 from polybit.model.device import choose_device, describe, use_threads
@@ -23,7 +23,8 @@ from polybit.modules.rope import RopeTables
 from polybit.quantizer.allocate import Choice, allocate
 from polybit.quantizer.begin import check_source, open_job, planned_stages, read_kept_calibration, told_stages
 from polybit.quantizer.calibration import Calibration
-from polybit.quantizer.job import STAGES, Job, corrupt
+from polybit.quantizer.job import STAGES, Job
+from polybit.quantizer.kept import corrupt
 from polybit.quantizer.measure import MeasuredOption
 from polybit.quantizer.measurement import option_json, read_measurement, read_option, write_measurement
 from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
@@ -57,18 +58,25 @@ def convert(
     `fields` are those of ConvertOptions, and replace what `options` says: `convert(source, out, bits=3.5)`.
     Raises ConfigError, FormatError, CalibrationError or JobError; what was done by then is kept for another run.
     """
-    options = replaced(options or ConvertOptions(), fields, "option of conversion", JobError)
+    options = replaced(_checked(options), fields, "option of conversion", JobError)
     check_options(options)
+    check_callback("progress", progress, JobError)
+    out = path_of("the result's folder", out_folder, JobError)
     load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
-    source = open_model(Path(source_folder), load_options)
+    source = open_model(source_folder, load_options)
     check_source(source, options)
     device = choose_device(options.device)
     use_threads(None)
-    out, tell = Path(out_folder).expanduser(), Teller(told_stages(options), progress or (lambda _: None))
-    with torch.no_grad():
-        started = time.monotonic()
-        job = open_job(source, out, options, partial(tell, "calibrate"))
+    tell = Teller(told_stages(options), progress or (lambda _: None))
+    started = time.monotonic()
+    with torch.no_grad(), open_job(source, out, options, partial(tell, "calibrate")) as job:
         return Conversion(source, out, options, device, job, tell, {"calibrate": time.monotonic() - started}).run()
+
+
+def _checked(options: ConvertOptions | None) -> ConvertOptions:
+    if options is not None and not isinstance(options, ConvertOptions):
+        raise JobError(f"options is of type {type(options).__name__}, expected ConvertOptions")
+    return options or ConvertOptions()
 
 
 @dataclass
@@ -194,7 +202,7 @@ class Conversion:
         self.job.next_stage()
 
     def write(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         options, shard_bytes = self.options, (self.options.shard_mb or 1 << 30) << 20
         for layer in range(self.num_layers):
             self.errors |= self.job.kept_json(_layer_name("quantize", layer))
@@ -267,6 +275,6 @@ def _layer_name(stage: str, layer: int) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with replacing(target) as temporary:
         shutil.copyfile(source, temporary)

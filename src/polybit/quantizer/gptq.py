@@ -51,8 +51,8 @@ def quantize_fitted(
     row_weights = factor.row_weights
 
     def find(x: Tensor, bits: int, start: int) -> tuple[Tensor, Tensor]:
-        fit = fit_scales(x, row_weights[start : start + len(x)], column_weights, bits, rounding)
-        return fit.codes, fit.scale_max
+        fit = fit_scales(x[None], row_weights[None, start : start + len(x)], column_weights, bits, rounding)
+        return fit.codes[0], fit.scale_max[0]
 
     return _quantize(weight, factor.perm, factor.upper, layout, rounding, find)
 

@@ -29,10 +29,13 @@ class Hessian:
         self.num_tokens += len(x)
 
     def mean(self, num_rows: int) -> Tensor:
-        """[K, K], the sum over the number of calibration rows (not tokens); the identity where no token was seen."""
+        """[K, K], the sum over the number of calibration rows (not tokens); the identity where no token was seen.
+
+        Uses the sum up: a second one as large would be 3 GB of a 70B.
+        """
         if self.num_tokens == 0:
             return torch.eye(len(self._sum), device=self._sum.device)
-        return self._sum / num_rows
+        return self._sum.div_(num_rows)
 
 
 def shrink(h: Tensor, shrinkage: float) -> Tensor:
@@ -42,7 +45,11 @@ def shrink(h: Tensor, shrinkage: float) -> Tensor:
     other text, their correlations only in part; feedback that trusts them fully fits the calibration text (covariance
     shrinkage, Ledoit and Wolf 2004).
     """
-    return torch.lerp(h, h.diagonal().diag(), shrinkage) if shrinkage else h
+    if not shrinkage:
+        return h
+    shrunk = h * (1 - shrinkage)
+    shrunk.diagonal().copy_(h.diagonal())
+    return shrunk
 
 
 @dataclass(frozen=True)
@@ -64,23 +71,37 @@ def factorize(h: Tensor, damping: float, where: str) -> Factor:
     `where` names the matrix in the error where no damping makes h invertible.
     """
     perm = h.diagonal().argsort(descending=True, stable=True)
-    damped = h[perm][:, perm]
-    step = max(damping * float(damped.diagonal().mean()), MIN_DAMPING)
-    for _ in range(MAX_ATTEMPTS):
-        damped.diagonal().add_(step)  # again after a failure: damping accumulates
-        upper = _inverse_factor(damped)
+    for attempt in range(MAX_ATTEMPTS):
+        upper = _inverse_factor(h, perm, damping, attempt + 1)
         if upper is not None:
             return Factor(perm, upper)
     raise CalibrationError(
-        f"{where}: the Hessian of its inputs is not positive definite after adding {step:.3g} {MAX_ATTEMPTS} times; "
-        "the activations are damaged or the calibration text is degenerate, use more or other text"
+        f"{where}: the Hessian of its inputs is not positive definite after adding {damping:g} of its mean diagonal "
+        f"{MAX_ATTEMPTS} times; the activations are damaged or the calibration text is degenerate, use more or other "
+        "text"
     )
 
 
-def _inverse_factor(h: Tensor) -> Tensor | None:
-    """U with h^-1 = U^T U, or None where h is numerically not positive definite."""
-    lower, failed = torch.linalg.cholesky_ex(h)
+def _inverse_factor(h: Tensor, perm: Tensor, damping: float, times: int) -> Tensor | None:
+    """U with h^-1 = U^T U of h sorted and damped, or None where that is numerically not positive definite.
+
+    No more than two matrices beside h live at a time.
+    """
+    lower, failed = torch.linalg.cholesky_ex(_damped(h, perm, damping, times))
     if failed:
         return None
-    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return None if failed or not upper.isfinite().all() else upper.contiguous()
+    inverse = torch.cholesky_inverse(lower)
+    del lower
+    upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+    del inverse
+    lowest, highest = upper.aminmax()  # NaN where any element is
+    return upper.contiguous() if not failed and lowest.isfinite() and highest.isfinite() else None
+
+
+def _damped(h: Tensor, perm: Tensor, damping: float, times: int) -> Tensor:
+    """A sorted copy with `damping` of its mean diagonal added to it so many times."""
+    damped = h[perm][:, perm]
+    step = max(damping * float(damped.diagonal().mean()), MIN_DAMPING)
+    for _ in range(times):
+        damped.diagonal().add_(step)
+    return damped

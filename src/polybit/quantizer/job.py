@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from polybit.errors import JobError
-from polybit.format.files import atomic_write_json, replacing, unwritable
+from polybit.format.files import atomic_write_json
+from polybit.quantizer.kept import corrupt, read_json, read_tensors, write_json, write_tensors
 
-VERSION = 1
+VERSION = 2
 STAGES = ("forward", "backward", "measure", "quantize", "head", "write")  # a job need not have them all
 CHECKPOINT_SECONDS = 20.0
 
@@ -48,16 +47,15 @@ class Job:
         return (folder / "job.json").exists()
 
     @classmethod
+    def check(cls, folder: Path) -> None:
+        """JobError: its job.json is damaged, or another program's."""
+        _read(folder / "job.json")
+
+    @classmethod
     def resume(cls, folder: Path, identity: Mapping[str, Any]) -> "Job":
         """JobError: corrupt, or about something else."""
         path = folder / "job.json"
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            progress, version, found = Progress(**state["progress"]), state["version"], dict(state["identity"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise corrupt(path) from None
-        if version != VERSION or progress.stage not in STAGES or not isinstance(progress.layer, int):
-            raise corrupt(path)
+        progress, found = _read(path)
         for key, wanted in identity.items():
             if found.get(key) != wanted:
                 raise JobError(
@@ -76,33 +74,18 @@ class Job:
     # ---- what the stages keep
 
     def keep_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        path = self.folder / f"{name}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with replacing(path) as temporary:
-                save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, temporary)
-        except SafetensorError as error:
-            raise unwritable(path, error) from error
+        write_tensors(self.folder / f"{name}.safetensors", tensors)
 
     def kept_tensors(self, name: str) -> dict[str, Tensor]:
         """JobError where they are not there or damaged."""
-        path = self.folder / f"{name}.safetensors"
-        try:
-            return {key: tensor.clone() for key, tensor in load_file(path).items()}
-        except (OSError, SafetensorError):
-            raise corrupt(path) from None
+        return read_tensors(self.folder / f"{name}.safetensors")
 
     def keep_json(self, name: str, value: Any) -> None:
-        path = self.folder / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_json(path, value)
+        write_json(self.folder / f"{name}.json", value)
 
     def kept_json(self, name: str) -> Any:
-        path = self.folder / f"{name}.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            raise corrupt(path) from None
+        """JobError where it is not there or damaged."""
+        return read_json(self.folder / f"{name}.json")
 
     # ---- running through the layers
 
@@ -143,11 +126,19 @@ class Job:
 
     def delete(self) -> None:
         (self.folder / "job.json").unlink()  # first: what is left of a killed deletion is no job any more
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)  # Windows keeps the lock for whoever holds it
 
 
-def corrupt(path: Path) -> JobError:
-    return JobError(f"{path} is damaged or missing; start over with --no-resume (resume=False)")
+def _read(path: Path) -> tuple[Progress, dict[str, Any]]:
+    """Progress and identity as job.json tells them. JobError: it is damaged."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        progress, version, identity = Progress(**state["progress"]), state["version"], dict(state["identity"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise corrupt(path) from None
+    if version != VERSION or progress.stage not in STAGES or not isinstance(progress.layer, int):
+        raise corrupt(path)
+    return progress, identity
 
 
 def _states_name(stage: str, layer: int) -> str:

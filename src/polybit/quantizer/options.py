@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polybit.errors import JobError
-from polybit.fields import check_kinds
+from polybit.fields import check_kinds, path_of
 from polybit.quantizer.candidates import HEAD_SETS
 from polybit.quantizer.method import METHODS, Method
 
@@ -35,8 +35,8 @@ class ConvertOptions:
 
     def __post_init__(self) -> None:
         for name in ("work_dir", "measurement", "save_measurement"):
-            if isinstance(given := getattr(self, name), str):
-                object.__setattr__(self, name, Path(given))
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, path_of(name, given, JobError))
         if isinstance(self.calibration, Path):
             object.__setattr__(self, "calibration", str(self.calibration))
         check_kinds(self, JobError)
@@ -67,7 +67,7 @@ class ConvertResult:
     bits: float  # reached, over the decoder's matrices; 0 where only measuring was asked for
     errors: dict[str, float]
     measurement: Path
-    rounding: str  # "numba" or "torch"
+    rounding: str  # "numba", "triton" or "torch"
     device: str
     seconds: dict[str, float]  # by stage, of this run alone
 

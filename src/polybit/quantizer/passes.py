@@ -22,7 +22,7 @@ from polybit.quantizer.measure import MeasuredOption, measure_part
 from polybit.quantizer.method import Method
 from polybit.quantizer.output import keep_quantized
 from polybit.quantizer.part import OpenBlock, Part, open_block, relative_error
-from polybit.quantizer.pricing import block_costs, options_of, set_within
+from polybit.quantizer.pricing import Table, block_costs, options_of, set_within
 from polybit.quantizer.probe import Probe, ProbeWeights, in_half
 from polybit.quantizer.progress import Advance
 from polybit.quantizer.sensitivity import Sensitivity, backward, head_gradient
@@ -65,16 +65,21 @@ class Workbench:
         weight, bias = head_weight(self.source)
         return norm, Probe(model.head.linear, weight.to(self.device).float().T.contiguous(), bias)
 
-    def trust(self, h: Tensor, where: str) -> tuple[Tensor, Factor]:
-        """h [K, K] as far as the method trusts it, and its factor."""
-        h = shrink(h, self.method.shrinkage)
-        return h, factorize(h, self.method.damping, where)
+    def trust(self, h: Tensor) -> Tensor:
+        """h [K, K] as far as the method trusts it."""
+        return shrink(h, self.method.shrinkage)
 
-    def round(self, weight: Tensor, trusted: tuple[Tensor, Factor], layout: Layout, columns: Tensor) -> Quantized:
-        """A method by loss on one matrix: weight [K, N], what `trust` gives, columns [N]."""
-        h, factor = trusted
-        fed_back = quantize_fitted(weight, factor, layout, columns, self.rounding)
-        return descend(fed_back, weight, h, self.method.sweeps, self.rounding)
+    def factorize(self, trusted: Tensor, where: str) -> Factor:
+        return factorize(trusted, self.method.damping, where)
+
+    def price(self, weight: Tensor, trusted: Tensor, columns: Tensor, where: str) -> Table:
+        """weight [K, N], trusted [K, K], columns [N] -> what its blocks cost at every width."""
+        return block_costs(weight, self.factorize(trusted, where), columns, self.rounding)
+
+    def round(self, weight: Tensor, trusted: Tensor, layout: Layout, columns: Tensor, where: str) -> Quantized:
+        """A method by loss on one matrix. The factor, as large as `trusted`, is gone before descent begins."""
+        fed_back = quantize_fitted(weight, self.factorize(trusted, where), layout, columns, self.rounding)
+        return descend(fed_back, weight, trusted, self.method.sweeps, self.rounding)
 
 
 def measure_layer(bench: Workbench, layer: int, x: Tensor) -> tuple[Tensor, list[list[MeasuredOption]]]:
@@ -107,9 +112,9 @@ def go_back(
     if not priced:
         return gradient, found, []
     tables = {}
-    for key, echo in echoes.items():
-        _, factor = bench.trust(echo.hessian(), key)
-        tables[key] = block_costs(block.probes[key].original, factor, found[key].columns, bench.rounding)
+    for key in found:
+        trusted = bench.trust(echoes.pop(key).hessian())
+        tables[key] = bench.price(block.probes[key].original, trusted, found[key].columns, key)
     return gradient, found, [options_of(part.slot, tables) for part in block.parts]
 
 
@@ -166,8 +171,8 @@ def _in_order(
         hessians = part.hear(x, heard, weights)
         for linear in heard.linears:
             key, layout = linear.key, option[roles[linear.key]].layout(linear.in_features)
-            columns = sensitivities[key].columns
-            yield key, bench.round(part.probes[key].original, bench.trust(hessians[key], key), layout, columns)
+            trusted, columns = bench.trust(hessians.pop(key)), sensitivities[key].columns
+            yield key, bench.round(part.probes[key].original, trusted, layout, columns, key)
 
 
 def quantize_head(bench: Workbench, job: Job, x: Tensor, head_bits: int) -> None:
@@ -190,11 +195,11 @@ def quantize_head(bench: Workbench, job: Job, x: Tensor, head_bits: int) -> None
 
 def _head_within(bench: Workbench, probe: Probe, h: Tensor, num_bits: int) -> Quantized:
     """A method by loss on the head, in a layout of its own of at most `num_bits`; its columns count alike."""
-    trusted, columns = bench.trust(h, probe.node.key), torch.ones(probe.original.shape[1], device=bench.device)
+    trusted, columns = bench.trust(h), torch.ones(probe.original.shape[1], device=bench.device)
     stride = max(1, len(columns) // PRICED_COLUMNS)
-    table = block_costs(probe.original[:, ::stride].contiguous(), trusted[1], columns[::stride], bench.rounding)
-    chosen = set_within(table, probe.node.padded_out_features, num_bits)
-    return bench.round(probe.original, trusted, chosen.layout(probe.node.in_features), columns)
+    some, where = probe.original[:, ::stride].contiguous(), probe.node.key
+    chosen = set_within(bench.price(some, trusted, columns[::stride], where), probe.node.padded_out_features, num_bits)
+    return bench.round(probe.original, trusted, chosen.layout(probe.node.in_features), columns, where)
 
 
 def keep(job: Job, probe: Probe, quantized: Quantized) -> None:

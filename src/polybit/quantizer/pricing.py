@@ -34,12 +34,13 @@ def block_costs(weight: Tensor, factor: Factor, columns: Tensor, rounding: Round
     w, row_weights = weight[factor.perm], factor.row_weights
     table = np.empty((len(WIDTHS), -(-len(w) // BLOCK)))
     for costs, bits in zip(table, WIDTHS, strict=True):
-        size = GROUP_SIZES[bits]
-        for start in range(0, len(w), size):
-            rows = slice(start, start + size)
-            cost = fit_scales(w[rows], row_weights[rows], columns, bits, rounding, NUM_MAXIMA).cost / 2
-            blocks = costs[start // BLOCK : (start + size) // BLOCK]
-            blocks[:] = cost / len(blocks)
+        whole = len(w) // GROUP_SIZES[bits] * GROUP_SIZES[bits]
+        for rows, size in ((slice(0, whole), GROUP_SIZES[bits]), (slice(whole, len(w)), len(w) - whole)):
+            if rows.start < rows.stop:
+                groups, weights = w[rows].unflatten(0, (-1, size)), row_weights[rows].unflatten(0, (-1, size))
+                found = fit_scales(groups, weights, columns, bits, rounding, NUM_MAXIMA).cost.cpu().numpy() / 2
+                num_blocks = size // BLOCK
+                costs[rows.start // BLOCK : rows.stop // BLOCK] = (found / num_blocks).repeat(num_blocks)
     return table
 
 

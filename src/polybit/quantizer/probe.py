@@ -57,8 +57,8 @@ class ProbeWeights:
 
     def linear(self, node: spec.Linear) -> Probe:
         weight, bias = read_dense(self._checkpoint, node)
-        original = in_half(weight, f"{node.key}.weight").to(self._device).float().T.contiguous()
-        offset = None if bias is None else in_half(bias, f"{node.key}.bias").to(self._device).float()
+        original = in_half(weight.to(self._device), f"{node.key}.weight").float().T.contiguous()
+        offset = None if bias is None else in_half(bias.to(self._device), f"{node.key}.bias").float()
         self.probes[node.key] = Probe(node, original, offset)
         return self.probes[node.key]
 

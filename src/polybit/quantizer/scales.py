@@ -6,6 +6,7 @@ of all that cost least.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -18,12 +19,11 @@ NUM_FACTORS = 97
 MIN_FACTOR, MAX_FACTOR = np.float32(0.70), np.float32(1.20)
 
 
-def _factors() -> Tensor:
+@cache
+def factors(device: torch.device) -> Tensor:
+    """[NUM_FACTORS], kept on each device."""
     share = np.arange(NUM_FACTORS, dtype=np.float32) / np.float32(NUM_FACTORS - 1)
-    return torch.from_numpy(MIN_FACTOR * (1 - share) + MAX_FACTOR * share)
-
-
-FACTORS = _factors()
+    return torch.from_numpy(MIN_FACTOR * (1 - share) + MAX_FACTOR * share).to(device)
 
 
 def search_scales(x: Tensor, bits: int, rounding: Rounding) -> tuple[Tensor, Tensor]:
@@ -32,8 +32,8 @@ def search_scales(x: Tensor, bits: int, rounding: Rounding) -> tuple[Tensor, Ten
     top = base.max()
     integers = ((base / top).sqrt() * 16).round().clamp(1, 16)
     trial = (integers / 16).square() * top
-    factors = FACTORS.to(x.device)
-    best = factors[rounding.factor_errors(x, trial, factors, bits).argmin()]
+    tried = factors(x.device)
+    best = tried.take(rounding.factor_errors(x, trial, tried, bits).argmin())
     return (integers - 1).to(torch.uint8), (top * best).half()
 
 
@@ -47,22 +47,23 @@ WINDOWS: Mapping[int, int] = {2: 7, 3: 5, 4: 4, 5: 3, 6: 3, 8: 3}
 
 @dataclass(frozen=True)
 class Fit:
-    codes: Tensor  # [N] uint8
-    scale_max: Tensor  # scalar, fp16
-    cost: float  # the sum over x of row weight times column weight times squared error
+    codes: Tensor  # [G, N] uint8
+    scale_max: Tensor  # [G] fp16
+    cost: Tensor  # [G] fp64: the sum over a group of row weight times column weight times squared error
 
 
 def fit_scales(
     x: Tensor, row_weights: Tensor, column_weights: Tensor, bits: int, rounding: Rounding, num_maxima: int = NUM_MAXIMA
 ) -> Fit:
-    """x [R, N] fp32, the group's rows, row_weights [R], column_weights [N]; realised scales are what is compared."""
-    top = x.abs().max() / ((1 << (bits - 1)) - 0.5)
+    """x [G, R, N] fp32, the rows of groups, row_weights [G, R], column_weights [N]. Realised scales are compared."""
+    top = x.abs().amax((1, 2)) / ((1 << (bits - 1)) - 0.5)
     share = torch.logspace(np.log10(LOWEST[bits]), np.log10(HIGHEST), num_maxima, device=x.device)
-    maxima = (share * top).half()
+    maxima = (share * top[:, None]).half()
     table = realised_scales(maxima)
     costs, codes = rounding.scale_costs(x, row_weights, column_weights, table, bits, WINDOWS[bits])
-    best = int(costs.argmin())
-    return Fit(codes[best], maxima[best], float(costs[best]))
+    best = costs.argmin(1, keepdim=True)
+    chosen = codes.gather(1, best[..., None].expand(-1, -1, codes.shape[2]))
+    return Fit(chosen[:, 0], maxima.gather(1, best)[:, 0], costs.gather(1, best)[:, 0])
 
 
 def realised_scales(maxima: Tensor) -> Tensor:

@@ -52,9 +52,9 @@ class Echo:
         return Sensitivity(energy / energy.mean().clamp_min(1e-38), self._columns / num_tokens)
 
     def hessian(self) -> Tensor:
-        """[K, K]: the mean over tokens of weight times x x^T; the identity where no gradient came."""
+        """[K, K]: the mean over tokens of weight times x x^T; the identity where no gradient came. Uses its sum up."""
         total = sum(float(energy.sum()) for energy in self._energies)
-        return self._hessian / total if total > 0 else torch.eye(len(self._hessian), device=self._hessian.device)
+        return self._hessian.div_(total) if total > 0 else torch.eye(len(self._hessian), device=self._hessian.device)
 
 
 def head_gradient(x: Tensor, norm: NormFn, head: Probe, softcap: float | None, advance: Advance) -> Tensor:

@@ -105,5 +105,5 @@ def test_chunks_through_scattered_pages_give_the_logits_of_one_pass(source, bits
 
 
 def test_a_pool_that_does_not_fit_says_how_large_it_is(source):
-    with pytest.raises(OutOfMemory, match=r"tokens needs .* GB on cpu .*; load with a smaller cache_tokens"):
+    with pytest.raises(OutOfMemory, match=r"tokens needs .* GiB on cpu .*; load with a smaller --cache-tokens"):
         KVPool(source.spec, 1 << 50, torch.float32, CPU, reference)

@@ -130,7 +130,7 @@ def test_a_model_that_does_not_fit_is_refused_with_both_sizes(
     result = polybit_cli("-q", "bench", "--synthetic", "llama-1b@4.0", "--device", "cpu")
     assert result.code == 2
     assert "llama-1b@4 needs " in result.err
-    assert "but 0.09 GiB of cpu can be used" in result.err
+    assert "but 95.4 MiB of cpu can be used" in result.err
 
 
 def test_the_commit_is_the_source_trees_or_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from polybit.cli import original_convert
 from polybit.cli.guard import guarded
 from polybit.cli.main import run
 from polybit.errors import JobError
-from polybit.quantizer.begin import WORK_FOLDER
+from polybit.quantizer.folders import WORK_FOLDER
 from polybit.quantizer.options import ConvertOptions, ConvertProgress
 from unit.cli.conftest import write_speaking_model
 from unit.cli.program import Polybit

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,10 @@ def test_a_type_that_torch_lacks_is_refused_only_when_used(tmp_path: Path) -> No
     checkpoint = Checkpoint.open(tmp_path)
     with pytest.raises(FormatError, match=r"w has data type F4, which is not supported"):
         checkpoint.tensor("w")
+
+
+def test_a_file_of_somebody_else_is_told_from_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.safetensors").write_bytes(b"")  # cannot be read anyhow; and root may read everything
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path / "m.safetensors", os.R_OK))
+    with pytest.raises(FormatError, match=r"m\.safetensors may not be read by this user"):
+        Checkpoint.open(tmp_path)

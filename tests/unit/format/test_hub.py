@@ -73,3 +73,9 @@ def test_what_cannot_be_a_path_is_refused_in_one_line(asked: list[Any], name: An
         hub.local_folder(name)
     assert len(str(caught.value)) < 300
     assert asked == []
+
+
+def test_an_empty_name_is_not_the_folder_one_stands_in(asked: list[Any]) -> None:
+    with pytest.raises(ConfigError, match="name is empty"):
+        hub.local_folder("")
+    assert not asked

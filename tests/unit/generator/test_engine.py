@@ -253,6 +253,7 @@ class TestBadRequests:
             ([-1], r"prompt\[0\] is -1"),
             ([1.5], r"prompt\[0\] is 1.5"),
             (5, "the prompt is of type int"),
+            (("one", "two"), "give several prompts as a list"),
             ("p" * PAGE_TOKENS, "the prompt has 256 tokens, but the context holds 256"),
         ],
     )
@@ -261,6 +262,13 @@ class TestBadRequests:
         with pytest.raises(RequestError, match=reason):
             engine.generate(prompt, GREEDY)
         assert engine.pool.book.num_held == 0
+
+    def test_a_larger_cache_is_advised_where_it_would_help(self, say):
+        for cache_tokens, advised in ((PAGE_TOKENS, True), (2 * PAGE_TOKENS, False)):
+            engine = say("", cache_tokens=cache_tokens)
+            with pytest.raises(RequestError, match="the context holds") as refused:
+                engine.generate("p" * 2 * PAGE_TOKENS)
+            assert ("--cache-tokens" in str(refused.value)) == advised
 
     def test_a_token_that_the_model_has_no_row_for_is_named(self, tmp_path):
         byte_level(write_random_model(tmp_path, {"vocab_size": 259}), chat_template=CHAT)
@@ -272,6 +280,17 @@ class TestBadRequests:
     def test_parameters_of_another_type_are_refused(self, say):
         with pytest.raises(RequestError, match="params is of type dict"):
             say("").generate("p", {"top_k": 3})
+
+    def test_other_arguments_of_wrong_types_are_refused(self, engine):
+        messages = [{"role": "user", "content": "hi"}]
+        for variables in (5, {5: 1}):
+            with pytest.raises(RequestError, match=r"template_variables is .*, expected a dict"):
+                engine.chat(messages, template_variables=variables)
+        for patience in ("x", -1, True):
+            with pytest.raises(RequestError, match=r"patience is .*, expected a whole number"):
+                engine.stream("hi", patience=patience)
+        with pytest.raises(RequestError, match="progress is 5, expected a function"):
+            engine.generate(["hi"], progress=5)
 
     def test_fields_are_checked_before_anything_runs(self, say):
         engine = say("")
@@ -355,5 +374,5 @@ class TestCacheSize:
         size = load(long, device="cpu").pool.num_tokens
         assert 1024 <= size < 8192
         assert f"the cache holds {size} tokens instead of 8192" in caplog.text
-        with pytest.raises(OutOfMemory, match=r"cache_tokens=\d+ would fit"):
+        with pytest.raises(OutOfMemory, match=r"--cache-tokens \d+ \(cache_tokens=\d+\) would fit"):
             load(long, device="cpu", cache_tokens=8192)

@@ -159,7 +159,7 @@ class TestSeveral:
 
 class TestOffload:
     def test_only_when_asked(self) -> None:
-        with pytest.raises(OutOfMemory, match="offload=True keeps the layers that do not fit in RAM"):
+        with pytest.raises(OutOfMemory, match=r"--offload \(offload=True\) keeps the layers that do not fit in RAM"):
             plan(gpus(10))
         assert len(plan(gpus(10), offload=True).offloaded) > 0
 
@@ -193,7 +193,7 @@ class TestLongest:
         longest = longest_context(TEN, machine, offload=False)
         assert 0 < longest < TEN.max_seq_len
         assert plan(machine, tokens=longest).longest == longest
-        with pytest.raises(OutOfMemory, match=f"cache_tokens={longest} would fit"):
+        with pytest.raises(OutOfMemory, match=rf"--cache-tokens {longest} \(cache_tokens={longest}\) would fit"):
             plan(machine, tokens=longest + 256)
 
     def test_a_shorter_cache_will_do_down_to_a_limit(self) -> None:
@@ -213,10 +213,10 @@ class TestErrors:
             plan_memory(TEN, gpus(8), 1024, False, what="models/ten")
         text = str(raised.value)
         assert text.startswith("models/ten needs 12.75 GiB (")
-        for words in ("weights 10.50 GiB", "cache of 1,024 tokens 0.62 GiB", "8.00 GiB of cuda:0", "gpu_split"):
+        for words in ("weights 10.50 GiB", "cache of 1,024 tokens 640 MiB", "8.00 GiB of cuda:0", "--gpu-split"):
             assert words in text
         assert "\n" not in text
 
     def test_dequantized_weights_are_a_choice(self) -> None:
-        with pytest.raises(OutOfMemory, match="unpacked=False"):
+        with pytest.raises(OutOfMemory, match=r"--no-unpacked \(unpacked=False\)"):
             plan(gpus(8), replace(TEN, unpacked=True))

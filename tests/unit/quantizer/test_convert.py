@@ -21,7 +21,7 @@ from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.modules.mlp import SparseMoe
 from polybit.modules.step import whole_rows
-from polybit.quantizer import begin, job, passes
+from polybit.quantizer import begin, folders, job, passes
 from polybit.quantizer.calibration import PASSAGE
 from polybit.quantizer.convert import ConvertOptions, ConvertProgress, ConvertResult, convert
 from polybit.quantizer.method import METHODS
@@ -321,14 +321,94 @@ def test_a_job_is_not_continued_with_weights_that_were_trained_further(
 def test_a_damaged_job_is_refused_in_one_line(
     damaged: str, how: bytes, tiny: Path, text: Path, interrupted: Path
 ) -> None:
-    (interrupted / begin.WORK_FOLDER / damaged).write_bytes(how)
+    (interrupted / folders.WORK_FOLDER / damaged).write_bytes(how)
     with pytest.raises(JobError, match=rf"^[^\n]*{damaged}[^\n]*--no-resume[^\n]*$"):
         convert(tiny, interrupted, options(text))
 
 
-def test_a_result_inside_its_own_working_folder_is_refused(tiny: Path, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="is deleted at the end"):
-        convert(tiny, tmp_path / "work" / "out", options(text, work_dir=tmp_path / "work"))
+@pytest.fixture(scope="module")
+def one_layer_done(tiny: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result folder of a conversion that was stopped when the first of two layers was quantized."""
+
+    def stop(event: ConvertProgress) -> None:
+        if (event.stage, event.done) == ("quantize", 2):
+            raise KeyboardInterrupt
+
+    out = tmp_path_factory.mktemp("one") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "CHECKPOINT_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            convert(tiny, out, options(text), stop)
+    return out
+
+
+@pytest.mark.parametrize(
+    "damaged", ["states-quantize-00001", "sensitivity/00001", "tensors/model.layers.0.self_attn.q_proj"]
+)
+def test_a_flipped_bit_in_what_a_job_kept_is_noticed_and_named(
+    damaged: str, tiny: Path, text: Path, one_layer_done: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(one_layer_done, tmp_path / "out")
+    path = out / folders.WORK_FOLDER / f"{damaged}.safetensors"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    with pytest.raises(JobError, match=rf"^{re.escape(str(path))} is damaged or missing; start over[^\n]*$"):
+        convert(tiny, out, options(text))
+
+
+@pytest.mark.parametrize("name", ["in", "in/out", "."])
+def test_a_result_that_would_mix_with_the_source_is_refused(name: str, tiny: Path, text: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(tiny, tmp_path / "in")
+    before = contents(source)
+    with pytest.raises(JobError, match=r"would lie in the source|lies in the result"):
+        convert(source, tmp_path / name, options(text))
+    assert contents(source) == before
+
+
+def test_a_second_conversion_in_the_same_folder_is_refused(
+    tiny: Path, text: Path, done: ConvertResult, tmp_path: Path
+) -> None:
+    refusals = list[str]()
+
+    def convert_again(event: ConvertProgress) -> None:
+        if (event.stage, event.done) == ("forward", 1):
+            for resume in (True, False):
+                with pytest.raises(JobError) as refused:
+                    convert(tiny, tmp_path / "out", options(text, resume=resume))
+                refusals.append(str(refused.value))
+
+    result = convert(tiny, tmp_path / "out", options(text), convert_again)
+    assert len(refusals) == 2
+    assert all(said.startswith("another conversion is at work in") for said in refusals)
+    assert contents(result.folder) == contents(done.folder)
+
+
+def test_a_foreign_job_s_folder_is_left_as_it_was(tiny: Path, text: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "job.json").write_text('{"jobs": []}')
+    for resume in (True, False):
+        with pytest.raises(JobError, match=r"job\.json"):
+            convert(tiny, tmp_path / "out", options(text, work_dir=work, resume=resume))
+    assert contents(work) == {"job.json": b'{"jobs": []}'}
+
+
+def test_where_the_measurement_goes_is_looked_at_before_the_work(tiny: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(JobError, match="file is a file"):
+        convert(tiny, tmp_path / "out", options(text, save_measurement=tmp_path / "file" / "m.json"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_that_goes_on_writes_over_no_model(
+    tiny: Path, text: Path, done: ConvertResult, one_layer_done: Path, tmp_path: Path
+) -> None:
+    """As when OUT was mistyped, with a --work-dir of one's own."""
+    work = shutil.copytree(one_layer_done / folders.WORK_FOLDER, tmp_path / "work")
+    before = contents(done.folder)
+    with pytest.raises(JobError, match="holds a model already"):
+        convert(tiny, done.folder, options(text, work_dir=work))
+    assert contents(done.folder) == before
 
 
 def test_a_working_folder_of_ones_own(tiny: Path, text: Path, done: ConvertResult, tmp_path: Path) -> None:
@@ -369,6 +449,27 @@ def test_a_typing_error_is_refused_before_any_text_is_made(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "finding"),
+    [
+        ((None, "out"), "None is no path"),
+        ((5, "out"), "5 is no path"),
+        (("here", None), "the result's folder is None, which is no path"),
+        (("here", "out", 5), "options is of type int, expected ConvertOptions"),
+        (("here", "out", None, 5), "progress is 5, expected a function"),
+    ],
+)
+def test_arguments_of_wrong_types_are_refused(arguments: tuple[Any, ...], finding: str, tiny: Path) -> None:
+    with pytest.raises(PolybitError, match=finding):
+        convert(*(tiny if given == "here" else given for given in arguments))
+
+
+@pytest.mark.parametrize("name", ["work_dir", "measurement", "save_measurement"])
+def test_a_path_that_is_none_is_refused(name: str, text: Path) -> None:
+    with pytest.raises(JobError, match=f"^{name} is '', which is no path"):
+        options(text, **{name: ""})
+
+
 def test_too_little_text_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("too short")
@@ -387,7 +488,7 @@ def test_a_full_disk_is_seen_before_the_work(
 ) -> None:
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 5, 5))
-    with pytest.raises(JobError, match=r"0\.00 GB free, but converting needs"):
+    with pytest.raises(JobError, match=r"has 5 bytes free, but converting needs about \d+ [kM]B there"):
         convert(tiny, tmp_path / "out", options(text))
 
 

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from polybit.kernels import rounding as choice
 from polybit.kernels.reference import rounding as reference
-from polybit.quantizer.scales import FACTORS
+from polybit.quantizer.scales import factors
 
 numba = pytest.importorskip("polybit.kernels.cpu.rounding")
+
+FACTORS = factors(torch.device("cpu"))
 
 BITS = st.sampled_from([2, 3, 4, 5, 6, 8])
 ROWS = st.sampled_from([32, 64, 96, 128])
@@ -99,7 +101,8 @@ def test_scale_costs_are_the_definition(bits: int, rows: int, columns: int, scal
     levels = (x / scales).nan_to_num(0).round().clamp(-zero, zero - 1)
     plain = ((levels * scales - x).square() * row_weights[:, None]).sum(2)  # [C, 16, N]
     for rounding in (reference, numba):
-        costs, codes = rounding.scale_costs(x, row_weights, column_weights, table, bits, 16)
+        found = rounding.scale_costs(x[None], row_weights[None], column_weights, table[None], bits, 16)
+        costs, codes = (each[0] for each in found)
         chosen = plain.gather(1, codes.long()[:, None])[:, 0]
         torch.testing.assert_close(costs, (chosen * column_weights).sum(1), rtol=1e-3, atol=1e-30)
         first = torch.searchsorted(table, (x.abs().amax(0) / (zero - 0.5)).expand(12, -1).contiguous()).clamp(max=15)

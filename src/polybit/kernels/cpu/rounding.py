@@ -40,16 +40,21 @@ def round_rows(w: Tensor, scale: Tensor, upper: Tensor, bits: int) -> tuple[Tens
 def scale_costs(
     x: Tensor, row_weights: Tensor, column_weights: Tensor, table: Tensor, bits: int, window: int
 ) -> tuple[Tensor, Tensor]:
-    """x [R, N], row_weights [R], column_weights [N], table [C, 16] -> costs [C] fp64, codes [C, N] uint8."""
-    codes = torch.empty(len(table), x.shape[1], dtype=torch.uint8)
-    weights, zero = (row_weights.numpy(), column_weights.numpy()), np.float32(1 << (bits - 1))
+    """x [G, R, N], row_weights [G, R], column_weights [N], table [G, C, 16] -> costs [G, C] fp64, codes [G, C, N]."""
+    codes = torch.empty(*table.shape[:2], x.shape[2], dtype=torch.uint8)
+    columns, zero = column_weights.numpy(), np.float32(1 << (bits - 1))
     with cores():
-        costs = _scale_costs(x.numpy(), *weights, table.numpy(), zero, window, codes.numpy())
-    return torch.from_numpy(costs), codes
+        costs = [
+            torch.from_numpy(
+                _scale_costs(rows.numpy(), weights.numpy(), columns, scales.numpy(), zero, window, best.numpy())
+            )
+            for rows, weights, scales, best in zip(x, row_weights, table, codes, strict=True)
+        ]
+    return torch.stack(costs), codes
 
 
 def descend_rows(residual: Tensor, dense: Tensor, scale: Tensor, h: Tensor, bits: int) -> Tensor:
-    """residual and dense [R, N] (updated), scale [N], h [R, R] -> q [R, N] uint8."""
+    """residual (used up) and dense (updated) [R, N], scale [N], h [R, R] -> q [R, N] uint8."""
     q = torch.empty(dense.shape, dtype=torch.uint8)
     zero = np.float32(1 << (bits - 1))
     with cores():

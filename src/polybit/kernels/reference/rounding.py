@@ -50,7 +50,16 @@ def round_rows(w: Tensor, scale: Tensor, upper: Tensor, bits: int) -> tuple[Tens
 def scale_costs(
     x: Tensor, row_weights: Tensor, column_weights: Tensor, table: Tensor, bits: int, window: int
 ) -> tuple[Tensor, Tensor]:
-    """x [R, N], row_weights [R], column_weights [N], table [C, 16] -> costs [C] fp64, codes [C, N] uint8."""
+    """x [G, R, N], row_weights [G, R], column_weights [N], table [G, C, 16] -> costs [G, C] fp64, codes [G, C, N]."""
+    found = [_group_costs(*group, column_weights, bits, window) for group in zip(x, row_weights, table, strict=True)]
+    costs, codes = zip(*found, strict=True)
+    return torch.stack(costs), torch.stack(codes)
+
+
+def _group_costs(
+    x: Tensor, row_weights: Tensor, table: Tensor, column_weights: Tensor, bits: int, window: int
+) -> tuple[Tensor, Tensor]:
+    """x [R, N], row_weights [R], table [C, 16], column_weights [N] -> costs [C] fp64, codes [C, N] uint8."""
     zero = 1 << (bits - 1)
     base = x.abs().amax(0) / (zero - 0.5)
     costs, chosen = list[Tensor](), list[Tensor]()
@@ -68,7 +77,7 @@ def scale_costs(
 
 
 def descend_rows(residual: Tensor, dense: Tensor, scale: Tensor, h: Tensor, bits: int) -> Tensor:
-    """residual and dense [R, N] (updated), scale [N], h [R, R] -> q [R, N] uint8."""
+    """residual (used up) and dense (updated) [R, N], scale [N], h [R, R] -> q [R, N] uint8."""
     zero = 1 << (bits - 1)
     q = torch.empty_like(dense)
     curvature = h.diagonal().tolist()
