@@ -2,29 +2,44 @@
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from enum import Enum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 ALIGNMENT = 256  # bytes; where tensors start in a run
 
+ATOMS = (int, float, bool, str, NoneType, torch.dtype, torch.device)
+
 T = TypeVar("T")
 
 
 def map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
-    """The tree with each tensor in it replaced, in a fixed order."""
+    """The tree with each tensor in it replaced, in a fixed order; what cannot hold one stays the same object."""
     part: Any = value
     changed: Any = value
     if isinstance(part, Tensor):
         changed = change(part)
     elif type(part) is tuple:
         changed = tuple(map_tensors(each, change) for each in part)
-    elif is_dataclass(part) and not isinstance(part, type):
+    elif is_dataclass(part) and not isinstance(part, type) and not _holds_none(type(part)):
         values = {field.name: map_tensors(getattr(part, field.name), change) for field in fields(part)}
         changed = replace(part, **values)
     result: T = changed
     return result
+
+
+@cache
+def _holds_none(kind: Any) -> bool:
+    """Whether no value of that type has a tensor in it: it is a number, a text, a tuple or dataclass of such."""
+    if get_origin(kind) in (tuple, Union, UnionType):
+        return all(part is Ellipsis or _holds_none(part) for part in get_args(kind))
+    if is_dataclass(kind):
+        return all(_holds_none(part) for part in get_type_hints(kind).values())
+    return kind in ATOMS or (isinstance(kind, type) and issubclass(kind, Enum))
 
 
 def num_bytes(value: object) -> int:

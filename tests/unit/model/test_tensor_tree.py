@@ -13,8 +13,16 @@ from polybit.model.tensor_tree import gather, num_bytes, over
 
 
 @dataclass(frozen=True, eq=False)
+class Label:
+    """As layouts are: equal ones are one object."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Leaf:
     weight: Tensor
+    label: Label = Label((1, 2))
     name: str = "a leaf"
 
 
@@ -45,6 +53,13 @@ def test_a_tree_over_a_run_is_the_tree() -> None:
     assert torch.equal(found.leaves[1].weight, given.leaves[1].weight)
     assert found.leaves[1].name == "a leaf"
     assert num_bytes(found) == num_bytes(given) == 7 * 4 + 15 * 2 + 2 * 4
+
+
+def test_what_holds_no_tensor_stays_the_same_object() -> None:
+    given = tree()
+    assert (
+        over(*gather(given, lambda size: torch.empty(size, dtype=torch.uint8))).leaves[1].label is given.leaves[1].label
+    )
 
 
 @pytest.mark.usefixtures("no_collector")
