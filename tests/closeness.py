@@ -9,6 +9,9 @@ TOLERANCES: dict[str, dict[torch.dtype, float]] = {
     "attention": {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2},
     "model": {torch.float32: 1e-5, torch.float16: 5e-3},
     "matmul": {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2},
+    # Of weights that are not rounded to fp16 after scaling, as the format would, and activations of 16 bits.
+    "integer matmul": {torch.float32: 3e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2},
+    "integer matmul, weights unrounded": {torch.float32: 5e-5},
 }
 WORST_ELEMENT = 20.0  # times the tolerance, relative to the largest element expected
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import polybit
+from polybit import env
 from random_model import write_random_model
 from unit.text.folders import byte_level
 
@@ -26,6 +27,7 @@ SOURCES = Path(__file__).parents[2] / "src"
 def run(script: str, home: Path) -> subprocess.CompletedProcess[str]:
     """With `home` as the user's home, where the script looks for its model."""
     settings = {"HOME": str(home), "USERPROFILE": str(home), "PYTHONPATH": str(SOURCES), "PYTHONIOENCODING": "utf-8"}
+    settings["POLYBIT_CACHE"] = str(env.cache_dir())  # of compiled kernels
     return subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | settings,

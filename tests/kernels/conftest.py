@@ -14,7 +14,7 @@ from kernels.interpreter import mended
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import BACKENDS, load_backend
 
-PACKAGES = {"triton": "triton", "cuda": "cuda.core"}
+PACKAGES = {"cpu": "numba", "triton": "triton", "cuda": "cuda.core"}
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -24,7 +24,7 @@ def expected_kind(backend: Backend, dtype: torch.dtype, unpacked: bool) -> str:
         return "DenseMatrix"
     if backend.NAME == "cuda" and dtype != torch.float32:
         return "Streamed"
-    return "PackedMatrix" if backend.NAME == "reference" else "Exl2Matrix"
+    return {"reference": "PackedMatrix", "cpu": "TiledMatrix"}.get(backend.NAME, "Exl2Matrix")
 
 
 @pytest.mark.parametrize("unpacked", [False, True])

@@ -32,8 +32,38 @@ def _hide(monkeypatch: pytest.MonkeyPatch, package: str, *backends: str) -> None
         monkeypatch.delattr(f"polybit.kernels.{backend}", raising=False)
 
 
-def test_a_cpu_is_served_by_the_reference() -> None:
+@pytest.fixture
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    _hide(monkeypatch, "numba", "cpu")
+
+
+def test_a_cpu_is_served_by_its_own_backend() -> None:
+    pytest.importorskip("numba")
+    assert get_backend(None, CPU).NAME == "cpu"
+    assert get_backend("reference", CPU) is reference
+
+
+@pytest.mark.usefixtures("without_numba")
+def test_without_numba_a_cpu_is_served_by_the_reference_and_the_log_says_how_to_get_it(caplog) -> None:
     assert get_backend(None, CPU) is reference
+    assert "backend 'cpu' cannot be loaded" in caplog.text
+    assert "-m pip install 'polybit[cpu]'" in caplog.text
+
+
+def test_a_processor_without_the_instructions_is_served_by_the_reference_and_the_log_says_which_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tile_code = pytest.importorskip("polybit.kernels.cpu.tile_code")
+    codegen = SimpleNamespace(magic_tuple=lambda: ("x86_64-unknown-linux-gnu", "nocona", "+sse2,-avx2"))
+    monkeypatch.setattr(tile_code.cpu_target.target_context, "codegen", lambda: codegen)
+    assert get_backend(None, CPU) is reference
+    assert "needs AVX2 on x86, or the dot products of Armv8.2" in caplog.text
+    with pytest.raises(KernelError, match="backend 'reference' runs on it"):
+        get_backend("cpu", CPU)
+
+
+def test_other_devices_are_served_by_the_reference() -> None:
+    assert get_backend(None, torch.device("mps")) is reference
 
 
 def test_a_gpu_is_served_by_cuda() -> None:
@@ -75,5 +105,5 @@ def test_a_backend_refuses_a_device_that_it_does_not_serve() -> None:
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(KernelError, match="'fast' does not exist; choose one of: reference, triton"):
+    with pytest.raises(KernelError, match="'fast' does not exist; choose one of: reference, cpu, triton"):
         get_backend("fast", CPU)

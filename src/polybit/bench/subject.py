@@ -15,7 +15,6 @@ from polybit.format import exl2, gptq
 from polybit.format.dense import read_dense
 from polybit.format.exl2 import Exl2Tensor
 from polybit.format.gptq import GptqTensor
-from polybit.kernels import reference
 from polybit.kernels.pages import read_bits
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import get_backend
@@ -190,7 +189,7 @@ def _set_up(model: spec.Model, recipe: Recipe, options: LoadOptions, name: str) 
         dtype,
         table_itemsize=torch.float16.itemsize,
         head_is_table=False,
-        holds_scores=backend is reference,
+        holds_scores=backend.HOLDS_SCORES,
         cache=cache,
         kept=backend.KEPT_BYTES,
         unpacked=unpacked,

@@ -35,7 +35,7 @@ NO_OPERATIONS = frozenset({"exl2_bytes", "join"})  # they compute nothing: one c
 
 EXTRAS = (
     Extra("cuda-core", "the fastest kernels on NVIDIA graphics cards", "'polybit[cuda]'"),
-    Extra("numba", "fast conversion on the CPU"),
+    Extra("numba", "fast models and conversion on the CPU", "'polybit[cpu]'"),
     Extra("gguf", "GGUF files as a source for conversion, and the demo"),
     Extra("pyarrow", "parquet files as calibration text"),
 )
@@ -51,10 +51,10 @@ def doctor(
     results.print(machine_table(chosen))
     results.print()
     for name in BACKENDS:
-        results.print(backend_report(name, chosen))
+        results.print(backend_report(name, chosen), markup=False)
         results.print()
     for extra in EXTRAS:
-        results.print(extra_line(extra))
+        results.print(extra_line(extra), markup=False)
 
 
 def machine_table(device: torch.device) -> Table:

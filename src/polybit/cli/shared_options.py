@@ -42,6 +42,7 @@ LOADING: Mapping[str, Flag] = {
         "Hold weights dequantized: more memory, faster with kernels that need it",
         default="with such kernels, where half of the free memory holds them",
     ),
+    "threads": Flag("Threads that compute on the CPU", default="one for each physical core"),
     "cache": Flag("Keys and values: fp16 (as activations), q8, q6, q4, or bits of both, as k8v4"),
     "graphs": Flag("Generate with CUDA graphs where the model can: faster, for some memory"),
 }

@@ -61,7 +61,8 @@ class Backend(Protocol):
     NATIVE_OPS: frozenset[str]  # ops of this backend's own; the others are another's
     DEVICES: frozenset[str]  # types of torch devices that it serves
     KEPT_BYTES: int  # of a GPU's memory that its kernels keep for themselves between calls, at most
-    READS_PACKED: bool  # products of few rows read the packed words: holding them dequantized would slow them down
+    READS_PACKED: frozenset[str]  # "exl2", "gptq": products of few rows read the words, and are no faster dequantized
+    HOLDS_SCORES: bool  # attention of prompts holds a number for each query and key, as the reference's does
 
     def prepare_dense(self, weight: Tensor, device: device, dtype: dtype) -> Matrix:
         """weight [N, K] as checkpoints store it."""

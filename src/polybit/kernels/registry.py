@@ -22,6 +22,14 @@ def _reference() -> Backend:
     return reference
 
 
+def _cpu() -> Backend:
+    from polybit.kernels import cpu
+    from polybit.kernels.cpu.tile_code import check_processor
+
+    check_processor()
+    return cpu
+
+
 def _triton() -> Backend:
     import triton as compiler
 
@@ -42,12 +50,13 @@ def _cuda() -> Backend:
 
 
 LOADERS: Mapping[str, Callable[[], Backend]] = MappingProxyType(
-    {"reference": _reference, "triton": _triton, "cuda": _cuda}
+    {"reference": _reference, "cpu": _cpu, "triton": _triton, "cuda": _cuda}
 )
 BACKENDS = tuple(LOADERS)
-GPU_PREFERENCE = ("cuda", "triton")
+PREFERENCE = MappingProxyType({"cuda": ("cuda", "triton"), "cpu": ("cpu",)})  # by type of device
 HOW_TO_GET = MappingProxyType(
     {
+        "cpu": f"{sys.executable} -m pip install 'polybit[cpu]'",
         "triton": f"CUDA builds of torch for Linux bring triton, else: {sys.executable} -m pip install triton",
         "cuda": f"{sys.executable} -m pip install 'polybit[cuda]'",
     }
@@ -66,7 +75,7 @@ def load_backend(name: str) -> Backend:
 
 
 def get_backend(name: str | None, device: torch.device) -> Backend:
-    """The backend of that name, else the fastest for the device: `reference` on all but GPUs.
+    """The backend of that name, else the fastest for the device.
 
     Raises KernelError where the named one cannot be loaded or does not serve the device.
     """
@@ -82,9 +91,7 @@ def get_backend(name: str | None, device: torch.device) -> Backend:
 
 
 def _default(device: torch.device) -> Backend:
-    if device.type != "cuda":
-        return reference
-    for name in GPU_PREFERENCE:
+    for name in PREFERENCE.get(device.type, ()):
         try:
             backend = load_backend(name)
         except KernelError as error:

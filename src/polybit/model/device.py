@@ -3,6 +3,7 @@
 import logging
 from contextlib import AbstractContextManager, nullcontext
 
+import psutil
 import torch
 
 from polybit import env
@@ -26,6 +27,14 @@ def choose_device(name: str | None) -> torch.device:
     _check_present(device)
     log.info("device: %s", describe(device))
     return device
+
+
+def use_threads(count: int | None) -> None:
+    """Threads of torch on the CPU, and of kernels, which follow it. None: no more than there are physical cores."""
+    if count is not None and count < 1:
+        raise ConfigError(f"threads is {count}, expected at least 1")
+    most = psutil.cpu_count(logical=False) or torch.get_num_threads()
+    torch.set_num_threads(count or min(torch.get_num_threads(), most))
 
 
 def _check_present(device: torch.device) -> None:

@@ -8,7 +8,6 @@ import torch
 
 from polybit import spec
 from polybit.format import exl2
-from polybit.kernels import reference
 from polybit.kernels.pages import FULL, KVBits, read_bits, row_bytes
 from polybit.kernels.protocol import Backend
 from polybit.kernels.reference.attention import QUERY_RUN
@@ -22,6 +21,8 @@ GRAPH_LOGITS_COPIES = 3  # fp32: of all sizes of batch, which add up to twice th
 SPARE_TOKENS = 256  # of the cache, for sequences that fill a batch up
 WORK_BYTES = 7  # for each weight of a packed matrix while it is dequantized
 GPTQ_GROUP_BYTES = 4  # for each input feature of a GPTQ matrix: its group, in the layout of kernels
+
+QUANTIZED: frozenset[str] = frozenset({"exl2", "gptq"})
 
 HeldBytes = Callable[[spec.Linear], int]
 
@@ -127,7 +128,7 @@ def footprint_of(source: ModelSource, dtype: torch.dtype, unpacked: bool, backen
         dtype=dtype,
         table_itemsize=table_dtype.itemsize,
         head_is_table=head_is_tied(model, checkpoint) and shared,
-        holds_scores=backend is reference,
+        holds_scores=backend.HOLDS_SCORES,
         kept=backend.KEPT_BYTES,
         unpacked=unpacked and is_quantized(source),
         cache=read_bits(source.options.cache),
@@ -136,7 +137,12 @@ def footprint_of(source: ModelSource, dtype: torch.dtype, unpacked: bool, backen
 
 
 def is_quantized(source: ModelSource) -> bool:
-    return any(is_packed(source, linear) for linear in source.spec.linears)
+    return bool(quantized_kinds(source))
+
+
+def quantized_kinds(source: ModelSource) -> frozenset[str]:
+    """Which of exl2 and gptq there is in it."""
+    return QUANTIZED & {source.checkpoint.kind(linear.key) for linear in source.spec.linears}
 
 
 def held_bytes(source: ModelSource, linear: spec.Linear, dtype: torch.dtype, unpacked: bool, backend: Backend) -> int:
@@ -153,7 +159,7 @@ def held_bytes(source: ModelSource, linear: spec.Linear, dtype: torch.dtype, unp
 
 
 def is_packed(source: ModelSource, linear: spec.Linear) -> bool:
-    return source.checkpoint.kind(linear.key) in ("exl2", "gptq")
+    return source.checkpoint.kind(linear.key) in QUANTIZED
 
 
 def _block_bytes(

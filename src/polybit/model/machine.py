@@ -8,7 +8,7 @@ import torch
 
 from polybit import env
 from polybit.errors import ConfigError, KernelError
-from polybit.model.device import choose_device
+from polybit.model.device import choose_device, use_threads
 from polybit.model.options import LoadOptions
 from polybit.model.plan import GIB, Budget, Machine
 
@@ -19,6 +19,7 @@ CONTEXT_BYTES = GIB // 2  # of a card that is not here: what CUDA itself takes o
 def this_machine(options: LoadOptions) -> Machine:
     """ConfigError: options that contradict each other. KernelError: a device that is not here."""
     _check_combination(options)
+    use_threads(options.threads)
     if options.gpu_split is None:
         return Machine(_default_budgets(options), free_ram())
     limits = parse_split(options.gpu_split)

@@ -27,6 +27,7 @@ class LoadOptions:
     # Hold quantized weights dequantized, which takes more memory, and less time with kernels that do not read packed
     # ones. None: with such kernels, where the weights take at most half of the free memory.
     unpacked: bool | None = None
+    threads: int | None = None  # of the CPU; None: as many as torch would use, at most one for each physical core
     # Keys and values: fp16 (the activations' type, whatever it is), q8, q6 (keys 8, values 4 bits), q4, or bits of both
     # as in k8v4.
     cache: str = "fp16"

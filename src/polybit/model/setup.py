@@ -10,7 +10,7 @@ from polybit.kernels.pages import KVBits, read_bits
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import get_backend
 from polybit.model.device import choose_dtype
-from polybit.model.footprint import Footprint, footprint_of, is_quantized
+from polybit.model.footprint import Footprint, footprint_of, is_quantized, quantized_kinds
 from polybit.model.machine import this_machine
 from polybit.model.plan import Machine, Plan, plan_memory
 from polybit.model.source import ModelSource
@@ -67,7 +67,7 @@ def tell(setup: Setup, source: ModelSource) -> None:
 
 def _holds_unpacked(source: ModelSource, dtype: torch.dtype, backend: Backend, machine: Machine) -> bool:
     """Where packed matrices would be dequantized at each use, and there is room for them."""
-    if backend.READS_PACKED or not is_quantized(source):
+    if quantized_kinds(source) <= backend.READS_PACKED:
         return False
     weights = footprint_of(source, dtype, unpacked=True, backend=backend).weights
     return weights <= UNPACK_SHARE * machine.budgets[0].free

@@ -16,7 +16,7 @@ from polybit.fields import check_callback, path_of, replaced
 from polybit.format.files import make_folder, replacing
 from polybit.kernels.registry import load_backend
 from polybit.kernels.rounding import choose_rounding
-from polybit.model.device import choose_device, describe
+from polybit.model.device import choose_device, describe, use_threads
 from polybit.model.options import LoadOptions
 from polybit.model.source import ModelSource, open_model
 from polybit.modules.rope import RopeTables
@@ -66,6 +66,7 @@ def convert(
     source = open_model(source_folder, load_options)
     check_source(source, options)
     device = choose_device(options.device)
+    use_threads(None)
     tell = Teller(told_stages(options), progress or (lambda _: None))
     started = time.monotonic()
     with torch.no_grad(), open_job(source, out, options, partial(tell, "calibrate")) as job:

@@ -24,8 +24,15 @@ def write_config(folder: Path, **entries: Any) -> Path:
     return path
 
 
-def synthetic(folder: Path, bits: float = 4.0, seed: int = 0, dtype: str | None = None, **entries: Any) -> Subject:
-    options = LoadOptions(device="cpu", dtype=dtype)
+def synthetic(
+    folder: Path,
+    bits: float = 4.0,
+    seed: int = 0,
+    dtype: str | None = None,
+    backend: str | None = None,
+    **entries: Any,
+) -> Subject:
+    options = LoadOptions(device="cpu", dtype=dtype, backend=backend)
     return open_subject(Request(None, f"{write_config(folder, **entries)}@{bits}", 6, seed, options))
 
 

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def source(tmp_path):
-    return open_model(write_random_model(tmp_path), LoadOptions(device="cpu"))
+    return open_model(write_random_model(tmp_path), LoadOptions(device="cpu", backend="reference"))  # as the pools
 
 
 def test_size_is_rounded_up_to_pages_and_reported(source):

@@ -18,7 +18,7 @@ def test_it_names_versions_device_and_every_operation(polybit_cli: Polybit) -> N
     assert set(doctor_module.operations()) == reference.NATIVE_OPS
     for op in reference.NATIVE_OPS:
         assert op in result.out
-    assert "backend reference (default)" in result.out
+    assert "backend cpu (default)" in result.out
 
 
 def test_a_backend_that_cannot_be_had_comes_with_the_reason(
@@ -45,7 +45,7 @@ def test_what_is_missing_comes_with_the_command_that_mends_it(
 
     monkeypatch.setattr(importlib.metadata, "version", without_numba)
     out = " ".join(polybit_cli("doctor", "--device", "cpu").out.split())
-    assert "-m pip install numba" in out
+    assert "-m pip install 'polybit[cpu]'" in out
     assert "-m pip install gguf" not in out
 
 

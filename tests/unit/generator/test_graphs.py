@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Model:
-    return load(open_model(folder, LoadOptions(device="cpu")))
+    return load(open_model(folder, LoadOptions(device="cpu", backend="reference")))
 
 
 class Captures:

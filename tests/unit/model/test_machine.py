@@ -1,5 +1,7 @@
 """Options that name devices, and the budgets that they mean."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -79,3 +81,25 @@ def test_the_environment_names_a_device_as_an_option_does(monkeypatch: pytest.Mo
 def test_contradictions_are_refused(options: LoadOptions, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         this_machine(options)
+
+
+class TestThreads:
+    @pytest.fixture(autouse=True)
+    def as_before(self) -> Iterator[None]:
+        before = torch.get_num_threads()
+        yield
+        torch.set_num_threads(before)
+
+    def test_as_many_as_asked_for(self) -> None:
+        this_machine(LoadOptions(device="cpu", threads=3))
+        assert torch.get_num_threads() == 3
+
+    def test_no_more_than_physical_cores_unless_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.set_num_threads(4)
+        monkeypatch.setattr("psutil.cpu_count", lambda logical: 8 if logical else 2)
+        this_machine(LoadOptions(device="cpu"))
+        assert torch.get_num_threads() == 2
+
+    def test_none_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"^threads is 0, expected at least 1$"):
+            this_machine(LoadOptions(device="cpu", threads=0))

@@ -89,7 +89,8 @@ def test_a_head_norm_may_be_repeated_for_every_head_but_not_otherwise(tmp_path: 
     heads, key = {"q_norm": 4, "k_norm": 2}[name], f"model.layers.1.self_attn.{name}.weight"
     write_random_model(tmp_path / "plain", config)
     rewrite(tmp_path / "repeated", key, lambda x: x.repeat(heads, 1), config)
-    plain, repeated = (load(open_model(tmp_path / kind, CPU)) for kind in ("plain", "repeated"))
+    exact = LoadOptions(device="cpu", backend="reference")  # has one RMSNorm for weights of either shape
+    plain, repeated = (load(open_model(tmp_path / kind, exact)) for kind in ("plain", "repeated"))
     tokens = torch.arange(9)
     logits = [model.forward(tokens, *whole_rows(1, 9, model.device)) for model in (plain, repeated)]
     assert torch.equal(*logits)

@@ -9,6 +9,8 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polybit.kernels.cpu.threads import cores
+
 NAME = "numba"
 
 TILE = 64  # columns: 64 x 128 rows of fp32 is 32 KB, a first-level cache
@@ -21,14 +23,17 @@ Floats = NDArray[np.float32]
 
 def factor_errors(x: Tensor, trial: Tensor, factors: Tensor, bits: int) -> Tensor:
     """x [R, N], trial [N], factors [C] -> [C] fp64: the sum of |round(x / s) s - x|^3.5 with s = trial * factor."""
-    return torch.from_numpy(_factor_errors(x.numpy(), trial.numpy(), factors.numpy(), np.float32(1 << (bits - 1))))
+    with cores():
+        errors = _factor_errors(x.numpy(), trial.numpy(), factors.numpy(), np.float32(1 << (bits - 1)))
+    return torch.from_numpy(errors)
 
 
 def round_rows(w: Tensor, scale: Tensor, upper: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """w [R, N] (destroyed), scale [N], upper [R, R] -> q [R, N] uint8, dense [R, N], errors [R, N]."""
     q, dense, errors = torch.empty(w.shape, dtype=torch.uint8), torch.empty_like(w), torch.empty_like(w)
     zero = np.float32(1 << (bits - 1))
-    _round_rows(w.numpy(), scale.numpy(), upper.numpy(), zero, q.numpy(), dense.numpy(), errors.numpy())
+    with cores():
+        _round_rows(w.numpy(), scale.numpy(), upper.numpy(), zero, q.numpy(), dense.numpy(), errors.numpy())
     return q, dense, errors
 
 
@@ -38,12 +43,13 @@ def scale_costs(
     """x [G, R, N], row_weights [G, R], column_weights [N], table [G, C, 16] -> costs [G, C] fp64, codes [G, C, N]."""
     codes = torch.empty(*table.shape[:2], x.shape[2], dtype=torch.uint8)
     columns, zero = column_weights.numpy(), np.float32(1 << (bits - 1))
-    costs = [
-        torch.from_numpy(
-            _scale_costs(rows.numpy(), weights.numpy(), columns, scales.numpy(), zero, window, best.numpy())
-        )
-        for rows, weights, scales, best in zip(x, row_weights, table, codes, strict=True)
-    ]
+    with cores():
+        costs = [
+            torch.from_numpy(
+                _scale_costs(rows.numpy(), weights.numpy(), columns, scales.numpy(), zero, window, best.numpy())
+            )
+            for rows, weights, scales, best in zip(x, row_weights, table, codes, strict=True)
+        ]
     return torch.stack(costs), codes
 
 
@@ -51,7 +57,8 @@ def descend_rows(residual: Tensor, dense: Tensor, scale: Tensor, h: Tensor, bits
     """residual (used up) and dense (updated) [R, N], scale [N], h [R, R] -> q [R, N] uint8."""
     q = torch.empty(dense.shape, dtype=torch.uint8)
     zero = np.float32(1 << (bits - 1))
-    _descend_rows(residual.numpy(), dense.numpy(), scale.numpy(), h.numpy(), zero, q.numpy())
+    with cores():
+        _descend_rows(residual.numpy(), dense.numpy(), scale.numpy(), h.numpy(), zero, q.numpy())
     return q
 
 

@@ -28,6 +28,7 @@ from polybit.kernels.triton import (
 
 __all__ = [
     "DEVICES",
+    "HOLDS_SCORES",
     "KEPT_BYTES",
     "NAME",
     "NATIVE_OPS",
@@ -55,5 +56,6 @@ __all__ = [
 NAME = "cuda"
 DEVICES = frozenset({"cuda"})
 KEPT_BYTES = 49 << 20  # sums of thread blocks, on up to 192 multiprocessors
-READS_PACKED = True
+READS_PACKED = frozenset({"exl2", "gptq"})
+HOLDS_SCORES = False
 NATIVE_OPS = frozenset({"dequantize", "gated_matmul", "matmul", "norm_matmul"})

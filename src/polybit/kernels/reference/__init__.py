@@ -19,6 +19,7 @@ from polybit.kernels.reference.rope import rope
 
 __all__ = [
     "DEVICES",
+    "HOLDS_SCORES",
     "KEPT_BYTES",
     "NAME",
     "NATIVE_OPS",
@@ -46,7 +47,8 @@ __all__ = [
 NAME = "reference"
 DEVICES = frozenset({"cpu", "cuda", "mps"})
 KEPT_BYTES = 0
-READS_PACKED = False
+READS_PACKED: frozenset[str] = frozenset()
+HOLDS_SCORES = True
 NATIVE_OPS = frozenset(
     {
         "activate",

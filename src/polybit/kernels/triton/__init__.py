@@ -22,6 +22,7 @@ from polybit.kernels.triton.rope import rope
 
 __all__ = [
     "DEVICES",
+    "HOLDS_SCORES",
     "KEPT_BYTES",
     "NAME",
     "NATIVE_OPS",
@@ -49,7 +50,8 @@ __all__ = [
 NAME = "triton"
 DEVICES = frozenset({"cuda", "cpu"} if knobs.runtime.interpret else {"cuda"})
 KEPT_BYTES = 1 << 20  # counters of parts of a sum
-READS_PACKED = True
+READS_PACKED = frozenset({"exl2", "gptq"})
+HOLDS_SCORES = False
 NATIVE_OPS = frozenset(
     {
         "activate",

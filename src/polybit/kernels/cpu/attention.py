@@ -1,0 +1,126 @@
+"""Attention over pages for sequences with few queries: a task is one query and the heads that share a key head."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numba import njit, prange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polybit.kernels import reference
+from polybit.kernels.cpu.arrays import Floats, array, is_plain
+from polybit.kernels.cpu.exponential import exponentials
+from polybit.kernels.cpu.threads import cores
+from polybit.kernels.pages import Pages
+
+MAX_QUERIES = 4  # of a sequence; more are better served by products of torch
+FAR = 1 << 62
+
+Ints = NDArray[np.int32]
+
+
+def attention(
+    q: Tensor,
+    k_pages: Pages,
+    v_pages: Pages,
+    page_table: Tensor,
+    query_starts: Tensor,
+    lengths: Tensor,
+    max_queries: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    if q.dtype != torch.float32 or not (is_plain(k_pages) and is_plain(v_pages)):
+        return reference.attention(
+            q, k_pages, v_pages, page_table, query_starts, lengths, max_queries, scale, window, softcap
+        )
+    if max_queries <= MAX_QUERIES:
+        return _attend_few(q, k_pages, v_pages, page_table, query_starts, lengths, max_queries, scale, window, softcap)
+    counts = query_starts.diff()
+    out, are_few = torch.empty_like(q, memory_format=torch.contiguous_format), counts <= MAX_QUERIES
+    for chosen, attend in ((are_few, _attend_few), (~are_few, reference.attention)):
+        if not chosen.any():
+            continue
+        rows, starts = chosen.repeat_interleave(counts), F.pad(counts[chosen].cumsum(0, dtype=torch.int32), (1, 0))
+        out[rows] = attend(
+            q[rows], k_pages, v_pages, page_table[chosen], starts, lengths[chosen], max_queries, scale, window, softcap
+        )
+    return out
+
+
+def _attend_few(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, query_starts: Tensor, lengths: Tensor,
+    max_queries: int, scale: float, window: int | None, softcap: float | None,
+) -> Tensor:  # fmt: skip
+    """Of sequences with at most MAX_QUERIES each, whose results do not depend on what else is in the batch."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    tables = array(page_table), array(query_starts), array(lengths)
+    span, cap = FAR if window is None else window, np.float32(softcap or 0)
+    with cores():
+        _attend(array(q), array(k_pages), array(v_pages), *tables, np.float32(scale), span, cap, out.numpy())
+    return out
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _attend(
+    q: Floats, k_pages: Floats, v_pages: Floats, page_table: Ints, query_starts: Ints, lengths: Ints,
+    scale: np.float32, window: int, softcap: np.float32, out: Floats,
+) -> None:  # fmt: skip
+    num_kv_heads = k_pages.shape[2]
+    shared = q.shape[1] // num_kv_heads
+    for task in prange(q.shape[0] * num_kv_heads):
+        t, head = task // num_kv_heads, task % num_kv_heads
+        s = 0
+        while query_starts[s + 1] <= t:
+            s += 1
+        seen = lengths[s] - (query_starts[s + 1] - 1 - t)
+        first = max(0, seen - window)
+        weights = np.empty((shared, seen - first), np.float32)
+        _attend_heads(q, k_pages, v_pages, page_table, t, s, head, first, scale, softcap, weights, out)
+
+
+@njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+def _attend_heads(
+    q: Floats, k_pages: Floats, v_pages: Floats, page_table: Ints, t: int, s: int, head: int, first: int,
+    scale: np.float32, softcap: np.float32, weights: Floats, out: Floats,
+) -> None:  # fmt: skip
+    """Query t of sequence s, for the heads that share a key head, over keys from `first` on. weights [heads, keys]"""
+    num_tokens, shared, dim = k_pages.shape[1], weights.shape[0], q.shape[2]
+    for i in range(weights.shape[1]):
+        page, place = page_table[s, (first + i) // num_tokens], (first + i) % num_tokens
+        for h in range(shared):
+            total = np.float32(0)
+            for d in range(dim):
+                total += q[t, head * shared + h, d] * k_pages[page, place, head, d]
+            weights[h, i] = total * scale
+    for h in range(shared):
+        _softmax(weights[h], softcap)
+        for d in range(dim):
+            out[t, head * shared + h, d] = 0
+    for i in range(weights.shape[1]):
+        page, place = page_table[s, (first + i) // num_tokens], (first + i) % num_tokens
+        for h in range(shared):
+            weight = weights[h, i]
+            for d in range(dim):
+                out[t, head * shared + h, d] += weight * v_pages[page, place, head, d]
+
+
+@njit(cache=True, error_model="numpy")
+def _softmax(logits: Floats, softcap: np.float32) -> None:
+    """In place, after softcap * tanh(logits / softcap) where there is a cap."""
+    if softcap > 0:
+        for i in range(len(logits)):
+            logits[i] = softcap * np.tanh(logits[i] / softcap)
+    largest = logits[0]
+    for i in range(1, len(logits)):
+        largest = max(largest, logits[i])
+    for i in range(len(logits)):
+        logits[i] -= largest
+    exponentials(logits)
+    total = np.float32(0)
+    for i in range(len(logits)):
+        total += logits[i]
+    inverse = np.float32(1) / total
+    for i in range(len(logits)):
+        logits[i] *= inverse

@@ -1,0 +1,148 @@
+"""Products of activations with EXL2 matrices: activations quantized to two bytes each, tiles of columns over the cores.
+
+Rows of activations go through a tile in passes of up to 8 rows; a tile stays in a core's second-level cache.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import cfunc, njit, prange
+from numpy.typing import NDArray
+
+from polybit.kernels.cpu.layout import CODES, COLUMN, INPUT, RUNS, SCALES, TILE, WIDTH, WORDS
+from polybit.kernels.cpu.tile_code import SIGNATURE, call_tile, multiply_tile
+
+BLOCK = 32
+PASS_ROWS = (1, 2, 8)
+LARGEST = np.float32(32512)  # 127 * 256: what two bytes hold with the upper one in [-127, 127]
+SMALLEST = np.float32(1e-30)  # activations all below it are taken for zero
+ROUNDER = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Bytes = NDArray[np.int8]
+Table = NDArray[np.int64]
+
+
+@njit(cache=True, error_model="numpy")
+def quantize_row(x: Floats, order: Ints, runs: Ints, t: int, rows: int, out: Bytes, sums: Ints, scales: Floats) -> None:
+    """Row t of a pass of `rows`: x [K] -> its bytes in out, its sums and scales.
+
+    out [blocks, rows, 2, 32]: for each block its upper and lower bytes in the order of steps. sums [runs, rows, 2]:
+    what a product's sums start from, which is minus the zero point times the sum of the bytes. scales [runs, rows].
+    """
+    sorted_x = np.empty(len(order), np.float32)
+    for k in range(len(order)):
+        sorted_x[k] = x[order[k]]
+    bits, first = sorted_x.view(np.int32), 0
+    for r in range(len(runs)):
+        last = first + runs[r, 1] * BLOCK
+        largest = np.int32(0)  # as integers, magnitudes keep their order, and what is not finite is above all others
+        for k in range(first, last):
+            largest = max(largest, bits[k] & np.int32(0x7FFFFFFF))
+        scales[r * rows + t], inverse = _scale(largest)
+        high_sum = low_sum = np.int32(0)
+        for block in range(first, last, BLOCK):
+            at = 2 * (block * rows + t * BLOCK)
+            for k in range(BLOCK):
+                value = np.int32((sorted_x[block + k] * inverse + ROUNDER) - ROUNDER)
+                high = (value + np.int32(128)) >> np.int32(8)
+                low = value - (high << np.int32(8))
+                out[at + k], out[at + BLOCK + k] = high, low
+                high_sum += high
+                low_sum += low
+        zero = np.int32(1) << (runs[r, 0] - np.int32(1))
+        sums[2 * (r * rows + t)], sums[2 * (r * rows + t) + 1] = -zero * high_sum, -zero * low_sum
+        first = last
+
+
+@njit(cache=True, error_model="numpy")
+def _scale(largest_bits: np.int32) -> tuple[np.float32, np.float32]:
+    """Of a run whose largest magnitude has these bits: what an integer counts, and its inverse."""
+    word = np.empty(1, np.int32)
+    word[0] = largest_bits
+    largest = word.view(np.float32)[0]
+    return largest / LARGEST, LARGEST / largest if largest >= SMALLEST else np.float32(0)
+
+
+@njit(cache=True, error_model="numpy")
+def pass_starts(num_rows: int) -> Table:
+    """First row of each pass, and where the last one ends: of as many rows as there is code for."""
+    starts = np.zeros(num_rows // 8 + 4, np.int64)
+    count = 0
+    while starts[count] < num_rows:
+        left = num_rows - starts[count]
+        starts[count + 1] = starts[count] + (8 if left > 4 else min(left, 2))
+        count += 1
+    return starts[: count + 1]
+
+
+@njit(cache=True, error_model="numpy")
+def quantize_pass(
+    x: Floats, start: int, rows: int, order: Ints, runs: Ints, out: Bytes, sums: Ints, scales: Floats
+) -> None:
+    """Rows [start, start + rows) of x, those that are not there as zeros."""
+    for t in range(rows):
+        if start + t < len(x):
+            quantize_row(x[start + t], order, runs, t, rows, out, sums, scales)
+        else:
+            quantize_row(np.zeros(x.shape[1], np.float32), order, runs, t, rows, out, sums, scales)
+
+
+@cache
+def tile_functions() -> Table:
+    """Addresses of the compiled products of one tile, by their number of rows."""
+    addresses = np.zeros(max(PASS_ROWS) + 1, np.int64)
+    for rows in PASS_ROWS:
+        addresses[rows] = _tile_function(rows).address
+    return addresses
+
+
+@cache
+def _tile_function(rows: int) -> Any:
+    """A function of its own, so that it is compiled once and not into all that call it."""
+
+    def tile(words, codes, runs, num_runs, table, x, sums, scales, y):  # type: ignore[no-untyped-def]
+        multiply_tile(rows, words, codes, runs, num_runs, table, x, sums, scales, y)  # type: ignore[call-arg]
+
+    return cfunc(SIGNATURE, cache=True)(tile)
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def multiply(
+    x: Floats, words: Ints, codes: NDArray[np.int16], table: Floats, runs: Ints, order: Ints, inputs: Table,
+    tiles: Table, residual: Floats, functions: Table, out: Floats,
+) -> None:  # fmt: skip
+    """x [T, K] -> out [T, N], plus the residual [T, N] unless that has no rows. The others: see TiledMatrix."""
+    num_rows, width = x.shape
+    starts = pass_starts(num_rows)
+    num_passes, padded = len(starts) - 1, starts[-1]
+    taken = np.empty(2 * padded * len(order), np.int8)
+    sums = np.empty(2 * padded * len(runs), np.int32)
+    scales = np.empty(padded * len(runs), np.float32)
+    for i in prange(num_passes * len(inputs)):
+        start, rows = starts[i // len(inputs)], starts[i // len(inputs) + 1] - starts[i // len(inputs)]
+        row, run, num_runs = inputs[i % len(inputs)]
+        quantize_pass(
+            x, start, rows, order[row : row + width], runs[run : run + num_runs],
+            taken[2 * (row * padded + start * width) :], sums[2 * (run * padded + start * num_runs) :],
+            scales[run * padded + start * num_runs :],
+        )  # fmt: skip
+    for i in prange(len(tiles)):
+        tile = tiles[i]
+        row, run, num_runs = inputs[tile[INPUT]]
+        column, y = tile[COLUMN], np.empty((8, TILE), np.float32)
+        for p in range(num_passes):
+            start = starts[p]
+            call_tile(  # type: ignore[call-arg]
+                functions[starts[p + 1] - start], words.ctypes.data + 4 * tile[WORDS],
+                codes.ctypes.data + 32 * tile[CODES], runs.ctypes.data + 12 * tile[RUNS], num_runs,
+                table.ctypes.data + 64 * tile[SCALES], taken.ctypes.data + 2 * (row * padded + start * width),
+                sums.ctypes.data + 8 * (run * padded + start * num_runs),
+                scales.ctypes.data + 4 * (run * padded + start * num_runs), y.ctypes.data,
+            )  # fmt: skip
+            for t in range(min(num_rows, starts[p + 1]) - start):
+                for n in range(tile[WIDTH]):
+                    added = residual[start + t, column + n] if len(residual) else np.float32(0)
+                    out[start + t, column + n] = y[t, n] + added
