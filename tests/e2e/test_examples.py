@@ -17,6 +17,7 @@ PRINTS = {
     "chat": r"\d+ tokens asked, 0 of them read before: .*\n\d+ tokens asked, \d\d of them read before: ",
     "many_prompts": r"The square of 0 is.*(\n.*)*The square of 39 is",
     "own_parameters": r"the same alone: True",
+    "guidance": r"scale 1.0: .*\nscale 1.5: .*\nscale 3.0: ",
     "shared_beginning": r"bound\? 0 of 8\d\d .*\n.*leave\? 7\d\d of 8\d\d .*\n.*knew\? 7\d\d of 8\d\d ",
     "quantized_cache": r"fp16: .*\nq8: .*\nq4: ",
     "bad_prompts": r"answered: .*\nrefused: the prompt is empty.*\nrefused: the prompt has \d{6,} tokens",

@@ -1,5 +1,6 @@
 """Prompts in, text out: `polybit.load(folder).generate("Once upon a time").text`."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -7,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, overload
 
-from polybit.cache import KVPool
+from polybit.cache import KVPool, pages_for
 from polybit.errors import PolybitError, RequestError
 from polybit.fields import check_callback
 from polybit.generator.background import Background
@@ -223,8 +224,15 @@ class Engine:
         return [self._begin(one) if isinstance(one, Sequence) else one for one in checked]
 
     def _sequence(self, ids: list[int], params: SamplingParams, continues: Collection[int]) -> Sequence:
-        room = self._room_after(ids)
-        return new_sequence(ids, params, self.tokenizer, self.vocab_size, room, shown=continues)
+        negative = self._negative_ids(params.negative_prompt) if params.is_guided else None
+        room = self._room_after(ids) if negative is None else self._room_after_both(ids, negative)
+        return new_sequence(ids, params, self.tokenizer, self.vocab_size, room, continues, negative)
+
+    def _negative_ids(self, prompt: Any) -> list[int]:
+        try:
+            return self.prompt_ids(prompt)
+        except RequestError as error:
+            raise RequestError(f"negative_prompt: {error}") from None
 
     def _begin(self, sequence: Sequence, patience: int | None = PATIENCE) -> Stream:
         self._serving.submit(sequence, patience)
@@ -257,6 +265,23 @@ class Engine:
                 f"shorten it{larger if reach > cached else ''}"
             )
         return room
+
+    def _room_after_both(self, ids: list[int], negative: list[int]) -> int:
+        """Both grow, in pages of their own."""
+        if not negative:
+            raise RequestError("the negative prompt is empty; give at least one token")
+        most = self._room_after(max(ids, negative, key=len))
+        room = bisect_right(range(most + 1), self.pool.book.total, key=lambda n: _pages_of(ids, negative, n)) - 1
+        if room < 1:
+            raise RequestError(
+                f"prompt and negative prompt have {len(ids)} and {len(negative)} tokens, but the pool holds "
+                f"{self.pool.num_tokens} including the answer, twice; shorten them, or load with a larger cache_tokens"
+            )
+        return room
+
+
+def _pages_of(ids: list[int], negative: list[int], answer: int) -> int:
+    return sum(pages_for(len(prompt) + answer) for prompt in (ids, negative))
 
 
 def _outcome(answer: Stream | PolybitError) -> Completion | PolybitError:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from polybit.cache import PAGE_TOKENS, Holding
-from polybit.generator.scheduler import Part, S
+from polybit.generator.scheduler import Part
 from polybit.modules.step import Step
 
 SPARE_COLUMNS = 8  # pages that every sequence may grow by before the table does
 
 
-def lay_out(parts: tuple[Part[S], ...], device: torch.device) -> tuple[Tensor, Step]:
+def lay_out(parts: tuple[Part[Holding], ...], device: torch.device) -> tuple[Tensor, Step]:
     """The parts one after another: tokens [T] and the step that places them."""
     tokens: list[int] = []
     positions: list[int] = []
@@ -51,7 +51,7 @@ class DecodeLayout:
         self._rows: list[list[int]] = []
         self._table = np.zeros((0, 0), dtype=np.int32)
 
-    def __call__(self, sequences: list[S]) -> tuple[Tensor, Step]:
+    def __call__(self, sequences: list[Holding]) -> tuple[Tensor, Step]:
         """Their last tokens [S] and the step that places them, good until the next call."""
         stored = [sequence.num_stored for sequence in sequences]
         slots = [_slot(sequence) for sequence in sequences]

@@ -73,6 +73,19 @@ class SamplingParams:
     max_tokens: int | None = _field(512, "tokens to generate at most; None: until the context is full", LENGTH)
     min_tokens: int = _advanced(0, "tokens before which nothing but a stop text ends the generation", COUNT)
 
+    cfg_scale: float = _advanced(
+        1.0, "how strongly the answer is led away from what negative_prompt would bring; 1: off", STRENGTH
+    )
+    negative_prompt: str | tuple[int, ...] | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "prompt of what is not wanted, for cfg_scale",
+            "interval": None,
+            "advanced": True,
+            "on_a_line": str | None,
+        },
+    )
+
     repetition_penalty: float = _field(1.0, "divides the logits of tokens seen before; 1: off", PENALTY)
     presence_penalty: float = _advanced(0.0, "taken from the logits of tokens seen before; 0: off", SIGNED)
     frequency_penalty: float = _advanced(0.0, "taken from a token's logit each time it was seen; 0: off", SIGNED)
@@ -147,6 +160,9 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         if self.json_schema is not None:
             object.__setattr__(self, "json_schema", schema_text(self.json_schema))
+        object.__setattr__(self, "negative_prompt", _prompt(self.negative_prompt))
+        if self.is_guided and self.negative_prompt is None:
+            raise RequestError(f"cfg_scale is {self.cfg_scale!r} without a negative_prompt; give one, or leave it at 1")
         _check_shapes(self)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens is {self.min_tokens!r}, expected at most max_tokens, {self.max_tokens!r}")
@@ -160,6 +176,11 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken, so that nothing is drawn."""
         return self.temperature == 0 or self.top_k == 1
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a negative prompt has a say."""
+        return self.cfg_scale != 1
 
     @property
     def is_shaped(self) -> bool:
@@ -200,6 +221,10 @@ def _check_shapes(params: SamplingParams) -> None:
         raise RequestError(f"token_healing is True beside {given[0]}, expected False: its answer begins with a token")
     if len(given) > 1:
         raise RequestError(f"{given[1]} is given beside {given[0]}, expected at most one of {', '.join(SHAPES)}")
+
+
+def _prompt(value: Any) -> str | tuple[int, ...] | None:
+    return value if value is None or isinstance(value, str) else _token_ids("negative_prompt", value)
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:

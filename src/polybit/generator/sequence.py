@@ -80,6 +80,8 @@ class Sequence(Holding):
         verdict = self._control.feed(token)
         if verdict.taken_back == 0:
             self.tokens.append(token)
+            if self.companion is not None:
+                self.companion.tokens.append(token)
             self._note(report)
         elif verdict.finish_reason is None:
             self._rewind(verdict.taken_back - 1)
