@@ -13,12 +13,13 @@ from polybit.errors import PolybitError, RequestError
 from polybit.fields import check_callback
 from polybit.generator.background import Background
 from polybit.generator.completion import Completion
+from polybit.generator.filters import Filter
 from polybit.generator.graphs import decode_graphs
 from polybit.generator.params import SamplingParams, with_fields
 from polybit.generator.request import new_sequence
 from polybit.generator.runner import Runner
 from polybit.generator.scheduler import Limits
-from polybit.generator.sequence import Sequence
+from polybit.generator.sequence import Revise, Sequence
 from polybit.generator.serving import PATIENCE, Serving
 from polybit.generator.stream import Stream, closing_all
 from polybit.model.footprint import CHUNK_TOKENS
@@ -141,16 +142,20 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         patience: int | None = PATIENCE,
+        own_filter: Filter | None = None,
+        revise: Revise | None = None,
         **fields: Any,
     ) -> Stream:
         """As `generate`, but yields the text piece by piece, to `for` or `async for`.
 
         `patience`: how many later requests may start first where they fit into the cache and this one does not yet;
-        None: any number.
+        None: any number. `own_filter`: what the answer's tokens may be. `revise`: gets each token that was drawn, with
+        what SamplingParams asks to be told of it, and says which is to stand there.
         """
         ids = self.prompt_ids(prompt)
         _check_patience(patience)
-        return self._begin(self._sequence(ids, with_fields(params, fields), continues=ids), patience)
+        sequence = self._sequence(ids, with_fields(params, fields), ids, own_filter, revise)
+        return self._begin(sequence, patience)
 
     def chat(
         self,
@@ -223,10 +228,17 @@ class Engine:
                 checked.append(error)
         return [self._begin(one) if isinstance(one, Sequence) else one for one in checked]
 
-    def _sequence(self, ids: list[int], params: SamplingParams, continues: Collection[int]) -> Sequence:
+    def _sequence(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        continues: Collection[int],
+        own_filter: Filter | None = None,
+        revise: Revise | None = None,
+    ) -> Sequence:
         negative = self._negative_ids(params.negative_prompt) if params.is_guided else None
         room = self._room_after(ids) if negative is None else self._room_after_both(ids, negative)
-        return new_sequence(ids, params, self.tokenizer, self.vocab_size, room, continues, negative)
+        return new_sequence(ids, params, self.tokenizer, self.vocab_size, room, continues, negative, own_filter, revise)
 
     def _negative_ids(self, prompt: Any) -> list[int]:
         try:
@@ -275,7 +287,8 @@ class Engine:
         if room < 1:
             raise RequestError(
                 f"prompt and negative prompt have {len(ids)} and {len(negative)} tokens, but the pool holds "
-                f"{self.pool.num_tokens} including the answer, twice; shorten them, or load with a larger cache_tokens"
+                f"{self.pool.num_tokens} including the answer, twice; shorten them, or load with a larger --cache-tokens "
+                "(cache_tokens)"
             )
         return room
 

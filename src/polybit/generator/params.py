@@ -40,6 +40,7 @@ GROWTH = Interval(1, 10)
 MATCH = Interval(1, 1000, whole=True)
 LENGTH = Interval(1, 1e9, whole=True, optional=True)
 NUM_LOGPROBS = Interval(0, 1000, whole=True, optional=True)
+START = Interval(0, 1000, optional=True)
 BIAS = Interval(-1000, 1000)
 SEED = Interval(0, 2**63 - 1, whole=True, optional=True)
 GRAMMARS = ("json_schema", "regex", "lark")
@@ -116,6 +117,9 @@ class SamplingParams:
         1.0, "keep tokens of typical surprise that reach this probability; 1: all", PROBABILITY_ABOVE_0
     )
     mirostat_tau: float = _advanced(0.0, "bits of surprise that mirostat steers each token to; 0: off", STRENGTH)
+    mirostat_mu: float | None = _advanced(
+        None, "bits of surprise that mirostat's bound begins with; None: twice mirostat_tau", START
+    )
     mirostat_eta: float = _advanced(0.1, "how fast mirostat corrects itself", PROBABILITY)
     min_temperature: float = _advanced(0.0, "dynamic temperature where the model is sure", STRENGTH)
     max_temperature: float = _advanced(0.0, "dynamic temperature where the model knows nothing; 0: off", STRENGTH)
@@ -130,6 +134,10 @@ class SamplingParams:
     seed: int | None = _field(None, "same seed, same text; None: different each time", SEED)
     logprobs: int | None = _advanced(
         None, "report each token's log probability and those of so many likeliest", NUM_LOGPROBS
+    )
+    return_logits: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "report the model's logits at each token too", "interval": None, "no_option": True},
     )
     stop: tuple[str, ...] = _field((), "texts that end the generation; they are not part of it")
     stop_tokens: tuple[int, ...] = _field((), "token ids that end the generation, besides the model's own")
@@ -181,6 +189,11 @@ class SamplingParams:
     def is_guided(self) -> bool:
         """Whether a negative prompt has a say."""
         return self.cfg_scale != 1
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether something is to be told of each token."""
+        return self.logprobs is not None or self.return_logits
 
     @property
     def is_shaped(self) -> bool:

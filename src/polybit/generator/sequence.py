@@ -1,6 +1,7 @@
 """One request on its way: its tokens and pages, its own randomness, its text so far, and how it ended."""
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 
 from polybit.cache import Holding
@@ -12,6 +13,8 @@ from polybit.generator.sampling import Drawn, Report, SamplingState
 from polybit.generator.sampling.mask import TokenMask
 from polybit.generator.text_control import FinishReason, Limits, TextControl
 from polybit.text import Detokenizer
+
+Revise = Callable[[Drawn], int]  # the token to take in place of the one that was drawn
 
 
 class Sequence(Holding):
@@ -27,9 +30,11 @@ class Sequence(Holding):
         sampling: SamplingState | None = None,
         filter_: Filter | None = None,
         first: TokenMask | None = None,
+        revise: Revise | None = None,
     ) -> None:
         """`ends`: token ids that end it. `room`: tokens that the context leaves for the answer. `filter_`: what its
         tokens may be. `first`: what its first one may be, which writes part of the prompt again and does not count.
+        `revise`: has the last word on each token.
         """
         super().__init__(prompt)
         self.params = params
@@ -42,7 +47,9 @@ class Sequence(Holding):
         most = min(room, params.max_tokens or room) + (first is not None)
         limits = Limits(ends, most, params.min_tokens)
         self._control = TextControl(detokenizer, limits, params.stop, params.banned_strings, filter_, first)
+        self._revise = revise
         self._suppressed: list[str] = []
+        self._suppressed_tokens: list[int] = []
         self._reports: list[Report] = []
         self._stopped_by: int | str | None = None
         self._num_cached = 0
@@ -70,9 +77,9 @@ class Sequence(Holding):
     def accept(self, drawn: Drawn) -> str:
         """Take the sampled token; returns the text that became certain. A banned text takes tokens back instead.
 
-        Raises RequestError where a grammar cannot be followed any further.
+        Raises RequestError where a grammar cannot be followed any further, and whatever a filter or `revise` raises.
         """
-        token, report = drawn
+        token, report = drawn if self._revise is None else (self._revise(drawn), drawn.report)
         if not self._token_times:
             self._num_cached = self.num_reused
         self._token_times.append(time.perf_counter())
@@ -84,6 +91,7 @@ class Sequence(Holding):
                 self.companion.tokens.append(token)
             self._note(report)
         elif verdict.finish_reason is None:
+            self._suppressed_tokens += [*self.tokens[len(self.tokens) - verdict.taken_back + 1 :], token]
             self._rewind(verdict.taken_back - 1)
         if verdict.suppressed is not None:
             self._suppressed.append(verdict.suppressed)
@@ -108,11 +116,12 @@ class Sequence(Holding):
             decode_seconds=times[-1] - times[0] if times else 0.0,
             num_held=self._control.num_held,
             suppressed=tuple(self._suppressed),
+            suppressed_tokens=tuple(self._suppressed_tokens),
             logprobs=tuple(self._reports),
         )
 
     def _note(self, report: Report | None) -> None:
-        if report is not None and self.params.logprobs is not None:
+        if report is not None and self.params.is_reported:
             self._reports.append(report)
 
     def _rewind(self, count: int) -> None:

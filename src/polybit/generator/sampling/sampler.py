@@ -165,6 +165,7 @@ def _reports(
             model_likeliest=model_likeliest[i],
             likeliest=likeliest_drawn[i],
             surprise=surprises[i] if states[i].params.mirostat_tau > 0 else None,
+            logits=raw[i].to("cpu", copy=True) if states[i].params.return_logits else None,
         )
         for i, token in enumerate(tokens.tolist())
     ]

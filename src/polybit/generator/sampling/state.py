@@ -31,7 +31,7 @@ class SamplingState:
         self.params = params
         self.steps = steps_of(params)
         self.is_greedy = params.is_greedy
-        self.is_reported = params.logprobs is not None or params.mirostat_tau > 0
+        self.is_reported = params.is_reported or params.mirostat_tau > 0
         self.kind = f"{self.is_greedy} {' '.join(step.name for step in self.steps)}"  # rows of one go together
         self.constants = [float(getattr(params, name)) for step in self.steps for name in step.fields]
         self.breakers = breakers
@@ -39,7 +39,7 @@ class SamplingState:
         self.bias = changes(params.logit_bias)
         self.blocked: Collection[int] = ()
         self.allowed: TokenMask | None = None
-        self.bound = 2 * params.mirostat_tau  # mirostat's mu, in bits
+        self.bound = 2 * params.mirostat_tau if params.mirostat_mu is None else params.mirostat_mu  # in bits
         self.history = History(prompt if params.reads_text else ())
         self._key = random.getrandbits(63) if params.seed is None else params.seed
         self._num_drawn = 0
