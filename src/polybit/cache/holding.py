@@ -91,9 +91,14 @@ class Holding:
     # ---- taking and giving
 
     @property
-    def has_room(self) -> bool:
-        """Whether a page that is held takes one more token."""
-        return self.num_stored < PAGE_TOKENS * len(self.pages) and not self._is_cut
+    def takes_one(self) -> bool:
+        """Whether it has one token to store, alone, and room for it in a page that is held."""
+        return (
+            self.num_stored == len(self.tokens) - 1
+            and self.num_stored < PAGE_TOKENS * len(self.pages)
+            and not self._is_cut
+            and self.companion is None
+        )
 
     def take_back(self, count: int) -> None:
         """Drop the last `count` tokens. The one before them runs again: the next follows from it."""

@@ -37,8 +37,7 @@ class Runner:
             self.pool.copy(plan.copies)
         if not (plan.parts or plan.beside):
             return []
-        decodes = _is_decode(plan.parts)
-        ready = [part.sequence for part in plan.parts if decodes or part.is_last]
+        ready = [part.sequence for part in plan.parts if part.is_last]
         logits = self.forward(plan.parts + plan.beside)
         return list(zip(ready, self.sample(logits, ready), strict=True)) if ready else []
 

@@ -42,7 +42,7 @@ class Part(Generic[S_co]):
     @property
     def is_last(self) -> bool:
         """Whether a token follows from it."""
-        return self.count == self.sequence.num_pending
+        return self.count == len(self.sequence.tokens) - self.sequence.num_stored
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ class Scheduler(Generic[S]):
     def stored(self, plan: Plan[S]) -> None:
         """The plan was carried out, and the tokens that follow are in."""
         for part in plan.parts + plan.beside:
-            if part.sequence.pages:
+            is_within_page = part.count == 1 and part.sequence.num_stored % PAGE_TOKENS
+            if not is_within_page and part.sequence.pages:
                 part.sequence.mend(self.book)
                 _publish(part, self.book)
 
@@ -192,6 +193,9 @@ class Scheduler(Generic[S]):
 
     def _draft_part(self, entry: Entry[S], draft: Draft[S]) -> None:
         sequence = entry.sequence
+        if sequence.takes_one:  # nearly always, and this is done for all at every step
+            draft.counts[sequence] = 1
+            return
         if sequence.companion is None:
             self._draft_member(entry, sequence, draft)
             return
@@ -205,9 +209,6 @@ class Scheduler(Generic[S]):
     def _draft_member(self, entry: Entry[S], sequence: Holding, draft: Draft[S], num_kept: int = 0) -> bool:
         """`num_kept`: last tokens that are not for this step. Returns whether the entry could stay."""
         count = 1
-        if sequence.num_pending == 1 and sequence.has_room:  # nearly always, and this is done for all at every step
-            draft.counts[sequence] = 1
-            return True
         sequence.mend(self.book)
         if sequence.num_pending > 1:
             if draft.reads_the_same(sequence):

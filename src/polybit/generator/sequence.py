@@ -54,8 +54,9 @@ class Sequence(Holding):
         self._stopped_by: int | str | None = None
         self._num_cached = 0
         self._requested, self._begun = time.perf_counter(), 0.0
-        self._token_times: list[float] = []
-        self._restrict()
+        self._first_token = self._last_token = 0.0  # when they came
+        if self._control.restricts:
+            self._restrict()
 
     @property
     def num_generated(self) -> int:
@@ -80,30 +81,28 @@ class Sequence(Holding):
         Raises RequestError where a grammar cannot be followed any further, and whatever a filter or `revise` raises.
         """
         token, report = drawn if self._revise is None else (self._revise(drawn), drawn.report)
-        if not self._token_times:
-            self._num_cached = self.num_reused
-        self._token_times.append(time.perf_counter())
+        self._last_token = time.perf_counter()
+        if not self._first_token:
+            self._first_token, self._num_cached = self._last_token, self.num_reused
         self.sampling.accept(token, report)
-        verdict = self._control.feed(token)
-        if verdict.taken_back == 0:
+        text, taken_back, suppressed, self.finish_reason, self._stopped_by = self._control.feed(token)
+        if taken_back == 0:
             self.tokens.append(token)
             if self.companion is not None:
                 self.companion.tokens.append(token)
-            self._note(report)
-        elif verdict.finish_reason is None:
-            self._suppressed_tokens += [*self.tokens[len(self.tokens) - verdict.taken_back + 1 :], token]
-            self._rewind(verdict.taken_back - 1)
-        if verdict.suppressed is not None:
-            self._suppressed.append(verdict.suppressed)
-        self.finish_reason, self._stopped_by = verdict.finish_reason, verdict.stopped_by
-        if self.finish_reason is None:
+            if report is not None and self.params.is_reported:
+                self._reports.append(report)
+        elif suppressed is not None:
+            self._suppressed.append(suppressed)
+            self._suppressed_tokens += [*self.tokens[len(self.tokens) - taken_back + 1 :], token]
+            self._rewind(taken_back - 1)
+        if self.finish_reason is None and self._control.restricts:
             self._restrict()
-        self.pieces.append(verdict.text)
-        return verdict.text
+        self.pieces.append(text)
+        return text
 
     def completion(self) -> Completion:
         """What came out so far."""
-        times = self._token_times
         return Completion(
             text="".join(self.pieces),
             tokens=tuple(self.tokens[self.num_prompt :]),
@@ -112,17 +111,13 @@ class Sequence(Holding):
             prompt_tokens=self.num_prompt,
             cached_tokens=self._num_cached,
             queued_seconds=self._begun - self._requested if self._begun else 0.0,
-            prefill_seconds=times[0] - self._begun if times else 0.0,
-            decode_seconds=times[-1] - times[0] if times else 0.0,
+            prefill_seconds=self._first_token - self._begun if self._first_token else 0.0,
+            decode_seconds=self._last_token - self._first_token,
             num_held=self._control.num_held,
             suppressed=tuple(self._suppressed),
             suppressed_tokens=tuple(self._suppressed_tokens),
             logprobs=tuple(self._reports),
         )
-
-    def _note(self, report: Report | None) -> None:
-        if report is not None and self.params.is_reported:
-            self._reports.append(report)
 
     def _rewind(self, count: int) -> None:
         """The last `count` tokens go, besides the one just drawn."""
@@ -132,5 +127,4 @@ class Sequence(Holding):
 
     def _restrict(self) -> None:
         """What the next token may be."""
-        if self._control.restricts:
-            self.sampling.blocked, self.sampling.allowed = self._control.blocked, self._control.allowed()
+        self.sampling.blocked, self.sampling.allowed = self._control.blocked, self._control.allowed()
