@@ -9,7 +9,7 @@ from polybit.generator.sampling.history import History, changes
 from polybit.generator.sampling.mask import TokenMask
 from polybit.generator.sampling.randomness import NUMBERS_A_TOKEN, uniform
 from polybit.generator.sampling.report import Report
-from polybit.generator.sampling.steps import steps_of
+from polybit.generator.sampling.steps import num_candidates, steps_of
 from polybit.generator.sampling.truncation import next_bound
 
 
@@ -32,7 +32,9 @@ class SamplingState:
         self.steps = steps_of(params)
         self.is_greedy = params.is_greedy
         self.is_reported = params.is_reported or params.mirostat_tau > 0
-        self.kind = f"{self.is_greedy} {' '.join(step.name for step in self.steps)}"  # rows of one go together
+        self.num_candidates = num_candidates(params)
+        names = " ".join(step.name for step in self.steps)
+        self.kind = f"{self.is_greedy} {self.num_candidates} {names}"  # rows of one go together
         self.constants = [float(getattr(params, name)) for step in self.steps for name in step.fields]
         self.breakers = breakers
         self.spared = spared

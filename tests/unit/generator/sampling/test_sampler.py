@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from closeness import assert_close
 from polybit.errors import KernelError, RequestError
 from polybit.generator.sampling import UNUSABLE, SamplingState, distributions, sample, unusable
 from polybit.generator.sampling.mask import is_member, mask_of, tokens_in
@@ -50,6 +51,38 @@ def test_a_row_does_not_depend_on_its_batch(rows, seed):
     alone = [sample(logits[i : i + 1], [state]) for i, state in enumerate(batch)]
     assert together.tokens.tolist() == [int(one.tokens) for one in alone]
     assert together.reports == {i: one.reports[0] for i, one in enumerate(alone) if one.reports}
+
+
+@given(st.lists(settings, min_size=2, max_size=5), st.integers(0, 1000))
+def test_the_few_that_top_k_leaves_are_what_all_would_be(rows, seed):
+    logits = random_logits(len(rows), seed, vocabulary=300)
+    few, of_all = (
+        [SamplingState(params(**{"top_k": 40, "logprobs": 2} | row), [i, i + 1, i]) for i, row in enumerate(rows)]
+        for _ in range(2)
+    )
+    for state in of_all:
+        state.num_candidates = 0
+    expected, found = sample(logits, of_all), sample(logits, few)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert_close(distributions(logits, few), distributions(logits, of_all))
+    for row, report in found.reports.items():
+        assert report.likeliest[0] == (expected.reports[row].likeliest[0][0], pytest.approx(report.likeliest[0][1]))
+        assert few[row].params.mirostat_tau == 0 or report.surprise == pytest.approx(
+            expected.reports[row].surprise, rel=1e-4, abs=1e-5
+        )
+
+
+def test_more_equals_than_there_is_room_for_all_stay():
+    probs = distributions(torch.zeros(2, 300), states(2, top_k=3))
+    assert torch.equal(probs, torch.full((2, 300), 1 / 300))
+
+
+def test_a_row_of_few_does_not_depend_on_its_batch():
+    logits = random_logits(3, 1, vocabulary=300)
+    batch = [SamplingState(params(top_k=k, logprobs=2, seed=k), []) for k in (3, 64, 65)]
+    assert [state.num_candidates for state in batch] == [64, 64, 128]
+    alone = [sample(logits[i : i + 1], [state]).reports[0] for i, state in enumerate(batch)]
+    assert sample(logits, batch).reports == dict(enumerate(alone))
 
 
 @given(st.lists(settings, min_size=2, max_size=5), st.integers(0, 1000))
