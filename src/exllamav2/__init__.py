@@ -13,6 +13,7 @@ from exllamav2.cache import (
 )
 from exllamav2.config import ExLlamaV2Config
 from exllamav2.model import ExLlamaV2
+from exllamav2.timer import Timer
 from exllamav2.tokenizer import ExLlamaV2Tokenizer
 from exllamav2.unsupported import ExLlamaV2Lora, ExLlamaV2MMEmbedding, ExLlamaV2VisionTower
 
@@ -29,4 +30,5 @@ __all__ = [
     "ExLlamaV2MMEmbedding",
     "ExLlamaV2Tokenizer",
     "ExLlamaV2VisionTower",
+    "Timer",
 ]

@@ -31,8 +31,7 @@ class Together:
         found: TokenMask | None = None
         self._ends = frozenset()
         for each in self._filters:
-            mask = self._masked_by(each) if each.can_mask_logits() else self._named_by(each)
-            found = mask if found is None or mask is None else found & mask
+            found = both(found, self._masked_by(each) if each.can_mask_logits() else self._named_by(each))
         preferred = mask_of(() if self._preferred is None else (self._preferred,), self._vocab_size)
         return preferred if found is not None and (found & preferred).any() else found
 
@@ -65,3 +64,10 @@ class Together:
 
     def rewind(self, num_tokens: int) -> None:
         raise RequestError("banned_strings take tokens back, which filters cannot; leave one of them out")
+
+
+def both(first: TokenMask | None, second: TokenMask | None) -> TokenMask | None:
+    """Tokens of both masks; None is all there are."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exllamav2.generator.filtering import Together
+from exllamav2.generator.filtering import Together, both
 from exllamav2.tokenizer import ExLlamaV2Tokenizer
 from polybit.errors import RequestError
 from polybit.generator import SamplingParams
@@ -225,7 +225,7 @@ def sample(
     together = Together(filters or (), known.shape[-1], inner.eos_id if filter_prefer_eos else None)
     for state in states:
         state.blocked = blocked_tokens or ()
-        state.allowed = _both(together.allowed(), _healing(prefix_token, tokenizer, known.shape[-1]))
+        state.allowed = both(together.allowed(), _healing(prefix_token, tokenizer, known.shape[-1]))
     probs = distributions(known, states)
     tokens = draw(probs.log(), torch.full((len(states),), random))[:, None]
     top = probs.topk(return_top_tokens) if return_top_tokens else None
@@ -248,10 +248,6 @@ def _healing(prefix_token: Tensor | None, tokenizer: ExLlamaV2Tokenizer, vocab_s
         return None
     index = tokenizer.inner.piece_index
     return mask_of(index.starting_with(index.written.get(int(prefix_token), b"")), vocab_size)
-
-
-def _both(first: TokenMask | None, second: TokenMask | None) -> TokenMask | None:
-    return first & second if first is not None and second is not None else second if first is None else first
 
 
 class ExLlamaV2Sampler:

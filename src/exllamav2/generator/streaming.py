@@ -36,6 +36,7 @@ class ExLlamaV2StreamingGenerator:
         self._engine = build_engine(model, cache, tokenizer)
         self._stop_conditions: Collection[int | str] = self._engine.tokenizer.eos_ids[:1]
         self._stream: Stream | None = None
+        self._prompt: list[int] = []
         self._abort_event: threading.Event | None = None
         self._num_top, self._wants_probs, self._wants_logits = 0, False, False
         self._num_told = self._num_suppressed_told = 0
@@ -44,6 +45,13 @@ class ExLlamaV2StreamingGenerator:
 
     def warmup(self) -> None:
         """Nothing to warm up."""
+
+    @property
+    def sequence_ids(self) -> Tensor | None:
+        """The prompt and what followed it, [1, n]; None before the first stream."""
+        if self._stream is None:
+            return None
+        return torch.tensor([[*self._prompt, *self._stream.completion.tokens]])
 
     def set_stop_conditions(self, stop_conditions: Collection[int | str]) -> None:
         """Token ids and texts that end the streams to come; by default the model's end token."""
@@ -92,6 +100,7 @@ class ExLlamaV2StreamingGenerator:
             logprobs=return_top_tokens if return_top_tokens or return_probabilities else None,
             return_logits=return_logits,
         )
+        self._prompt = rows[0]
         self._stream = begin(self._engine, rows, gen_settings, params, filters, filter_prefer_eos)
         self._abort_event = abort_event
         self._num_top, self._wants_probs, self._wants_logits = return_top_tokens, return_probabilities, return_logits

@@ -1,6 +1,7 @@
 """exllamav2's CFG, filters and hooks."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -163,6 +164,8 @@ class TestFilters:
     def test_all_must_allow_a_token(self, dynamic, parts):
         filters = [Letters(parts["model"], parts["tokenizer"], letters) for letters in ("abc", "bcd", "ce")]
         assert self.text(dynamic, *filters) == "ccc"
+        prefix = ExLlamaV2PrefixFilter(parts["model"], parts["tokenizer"], "ab")
+        assert re.fullmatch("ab[abc]", self.text(dynamic, filters[0], prefix))  # which allows any in the end
         with pytest.raises(RequestError, match="no token is left"):
             self.text(dynamic, filters[0], Letters(parts["model"], parts["tokenizer"], "xyz"))
 
