@@ -287,8 +287,8 @@ class Engine:
         if room < 1:
             raise RequestError(
                 f"prompt and negative prompt have {len(ids)} and {len(negative)} tokens, but the pool holds "
-                f"{self.pool.num_tokens} including the answer, twice; shorten them, or load with a larger --cache-tokens "
-                "(cache_tokens)"
+                f"{self.pool.num_tokens} including the answer, twice; shorten them, or load with a larger "
+                "--cache-tokens (cache_tokens)"
             )
         return room
 
