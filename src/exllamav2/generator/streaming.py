@@ -106,19 +106,18 @@ class ExLlamaV2StreamingGenerator:
         self._num_top, self._wants_probs, self._wants_logits = return_top_tokens, return_probabilities, return_logits
         self._num_told = self._num_suppressed_told = 0
 
-    def stream_ex(self, ban_tokens: Any = None) -> dict[str, Any]:
+    def stream_ex(self, ban_tokens: Collection[int] | None = None) -> dict[str, Any]:
         """The next piece: `chunk`, `chunk_token_ids` [1, n], and `eos` where the text has ended.
 
         As asked for: `probs` [1, n], `top_tokens` and `top_probs` [1, n, k], `logits` [1, n, V]; and `suppressed`, a
-        banned text that was taken back.
+        banned text that was taken back. None of the tokens until then is one of `ban_tokens`.
         """
-        refuse("ExLlamaV2StreamingGenerator.stream_ex", ban_tokens=ban_tokens)
         if self._stream is None:
             raise RequestError("no stream to continue; call begin_stream_ex first")
         is_aborted = self._abort_event is not None and self._abort_event.is_set()
         if is_aborted:
             self._stream.close()
-        chunk = "" if is_aborted else next(self._stream, "")
+        chunk = "" if is_aborted else self._next_chunk(self._stream, self._known(ban_tokens or ()))
         completion = self._stream.completion
         certain = completion.tokens[: len(completion.tokens) - completion.num_held]
         tokens = certain[self._num_told :]
@@ -133,6 +132,18 @@ class ExLlamaV2StreamingGenerator:
         self._num_told, self._num_suppressed_told = len(certain), len(completion.suppressed)
         self._num_streamed += len(tokens)
         return result
+
+    def _next_chunk(self, stream: Stream, banned: frozenset[int]) -> str:
+        while (chunk := stream.ready()) is None and not stream.has_ended:
+            if banned:
+                stream.block(banned)
+            self._engine.step()
+        return next(stream, "") if chunk is None else chunk
+
+    def _known(self, tokens: Collection[int]) -> frozenset[int]:
+        if not all(token in range(self._engine.vocab_size) for token in tokens):
+            raise RequestError(f"ban_tokens is {tokens!r:.60}, expected ids from 0 to {self._engine.vocab_size - 1}")
+        return frozenset(tokens)
 
     def _of_tokens(self, reports: Sequence[Report]) -> dict[str, Any]:
         probs, top_tokens, top_probs = tables(reports, self._num_top)

@@ -1,7 +1,7 @@
 """One request on its way: its tokens and pages, its own randomness, its text so far, and how it ended."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Tokens
 
 from polybit.cache import Holding
@@ -52,6 +52,7 @@ class Sequence(Holding):
         self._suppressed_tokens: list[int] = []
         self._reports: list[Report] = []
         self._stopped_by: int | str | None = None
+        self._is_blocked = False  # beyond what text control says
         self._num_cached = 0
         self._requested, self._begun = time.perf_counter(), 0.0
         self._first_token = self._last_token = 0.0  # when they came
@@ -96,7 +97,7 @@ class Sequence(Holding):
             self._suppressed.append(suppressed)
             self._suppressed_tokens += [*self.tokens[len(self.tokens) - taken_back + 1 :], token]
             self._rewind(taken_back - 1)
-        if self.finish_reason is None and self._control.restricts:
+        if self.finish_reason is None and (self._control.restricts or self._is_blocked):
             self._restrict()
         self.pieces.append(text)
         return text
@@ -125,6 +126,12 @@ class Sequence(Holding):
         del self._reports[max(0, len(self._reports) - count) :]
         self.sampling.rewind(count + 1)
 
+    def block(self, tokens: Iterable[int]) -> None:
+        """The next token, whenever it comes, is none of these either."""
+        self.sampling.blocked = frozenset(self.sampling.blocked).union(tokens)
+        self._is_blocked = True
+
     def _restrict(self) -> None:
         """What the next token may be."""
+        self._is_blocked = False
         self.sampling.blocked, self.sampling.allowed = self._control.blocked, self._control.allowed()

@@ -650,6 +650,22 @@ class TestOlderGenerators:
         streaming.begin_stream_ex(parts["tokenizer"].encode("one"), GREEDY, banned_strings=[text[4:7]])
         assert text[4:7] in "".join(streaming.stream_ex().get("suppressed", "") for _ in range(10))
 
+    def test_tokens_may_be_banned_for_a_piece(self, parts):
+        streaming = ExLlamaV2StreamingGenerator(**parts)
+        streaming.set_stop_conditions([])
+        ids = parts["tokenizer"].encode("one")
+        streaming.begin_stream_ex(ids, GREEDY)
+        free = [streaming.stream_ex()["chunk_token_ids"][0].tolist() for _ in range(4)]
+        streaming.begin_stream_ex(ids, GREEDY)
+        assert streaming.stream_ex()["chunk_token_ids"][0].tolist() == free[0]
+        assert not set(streaming.stream_ex(ban_tokens=free[1])["chunk_token_ids"][0].tolist()) & set(free[1])
+        again = streaming.sequence_ids
+        after = streaming.stream_ex()["chunk_token_ids"][0].tolist()
+        streaming.begin_stream_ex(again, GREEDY)
+        assert streaming.stream_ex()["chunk_token_ids"][0].tolist() == after  # as if nothing had been banned
+        with pytest.raises(RequestError, match=r"ban_tokens is .*, expected ids from 0 to 259"):
+            streaming.stream_ex(ban_tokens=[260])
+
     def test_an_abort_ends_the_stream(self, parts):
         streaming, event = ExLlamaV2StreamingGenerator(**parts), threading.Event()
         streaming.begin_stream_ex(parts["tokenizer"].encode("one"), HOT, abort_event=event)
