@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polybit.errors import KernelError, PolybitError, RequestError
 from polybit.generator.sampling.mask import is_member
-from polybit.generator.sampling.randomness import PICK
+from polybit.generator.sampling.randomness import PICK, uniforms
 from polybit.generator.sampling.report import Drawn, Ranked, Report
 from polybit.generator.sampling.state import SamplingState
 from polybit.generator.sampling.steps import MIROSTAT, TOP_K
@@ -161,8 +161,11 @@ def _through_steps(logits: Tensor, states: States) -> Left:
     steps, is_greedy, vocab_size = states[0].steps, states[0].is_greedy, logits.shape[-1]
     if is_greedy and not steps:
         return Left(logits, logits, logits.new_zeros(len(states)), vocab_size)
-    numbers = [[*state.constants, 0.0 if is_greedy else state.uniform(PICK)] for state in states]
-    values = torch.tensor(numbers, dtype=torch.float32).T.to(logits.device)
+    numbers = np.zeros((len(states), len(states[0].constants) + 1), np.float32)
+    numbers[:, :-1] = [state.constants for state in states]
+    if not is_greedy:
+        numbers[:, -1] = uniforms([state.key for state in states], [state.count(PICK) for state in states])
+    values = torch.from_numpy(numbers).T.to(logits.device)
     before_mirostat, first, candidates = logits, 0, None
     for step in steps:
         before_mirostat = logits if step is MIROSTAT else before_mirostat

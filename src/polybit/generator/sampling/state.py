@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from polybit.generator.params import SamplingParams
 from polybit.generator.sampling.history import History, changes
 from polybit.generator.sampling.mask import TokenMask
-from polybit.generator.sampling.randomness import NUMBERS_A_TOKEN, uniform
+from polybit.generator.sampling.randomness import NUMBERS_A_TOKEN
 from polybit.generator.sampling.report import Report
 from polybit.generator.sampling.steps import num_candidates, steps_of
 from polybit.generator.sampling.truncation import next_bound
@@ -43,12 +43,12 @@ class SamplingState:
         self.allowed: TokenMask | None = None
         self.bound = 2 * params.mirostat_tau if params.mirostat_mu is None else params.mirostat_mu  # in bits
         self.history = History(prompt if params.reads_text else ())
-        self._key = random.getrandbits(63) if params.seed is None else params.seed
+        self.key = random.getrandbits(63) if params.seed is None else params.seed
         self._num_drawn = 0
 
-    def uniform(self, purpose: int) -> float:
-        """The next token's own number of [0, 1)."""
-        return uniform(self._key, self._num_drawn * NUMBERS_A_TOKEN + purpose)
+    def count(self, purpose: int) -> int:
+        """Which number of its stream is the next token's own."""
+        return self._num_drawn * NUMBERS_A_TOKEN + purpose
 
     def accept(self, token: int, report: Report | None = None) -> None:
         """The token that was drawn, and what `sample` reported of it, if it did."""

@@ -13,7 +13,7 @@ from polybit.generator.params import SamplingParams
 from polybit.generator.sampling import penalties, shaping, truncation
 from polybit.generator.sampling.history import Changes, History, Ids, changes, fading, repeats
 from polybit.generator.sampling.mask import is_member, mask_of
-from polybit.generator.sampling.randomness import EXCLUDE
+from polybit.generator.sampling.randomness import EXCLUDE, uniforms
 
 if TYPE_CHECKING:
     from polybit.generator.sampling.state import SamplingState
@@ -107,7 +107,8 @@ def _mirostat(logits: Tensor, values: Tensor, states: States) -> Tensor:
 
 def _exclude_top(logits: Tensor, values: Tensor, states: States) -> Tensor:
     """The threshold where this token's draw says so, else one that nothing reaches."""
-    drawn = [state.uniform(EXCLUDE) < state.params.xtc_probability for state in states]
+    numbers = uniforms([state.key for state in states], [state.count(EXCLUDE) for state in states])
+    drawn = [bool(number < state.params.xtc_probability) for number, state in zip(numbers, states, strict=True)]
     if not any(drawn):
         return logits
     thresholds = [s.params.xtc_threshold if hit else NEVER for s, hit in zip(states, drawn, strict=True)]

@@ -13,6 +13,7 @@ from closeness import assert_close
 from polybit.errors import KernelError, RequestError
 from polybit.generator.sampling import UNUSABLE, SamplingState, distributions, sample, unusable
 from polybit.generator.sampling.mask import is_member, mask_of, tokens_in
+from polybit.generator.sampling.randomness import uniforms
 from polybit.generator.sampling.sampler import draw, masked
 from unit.generator.sampling.rows import VOCABULARY, chi_square, kept, of_probs, params, random_logits, states
 
@@ -246,24 +247,44 @@ class TestUnusableLogits:
             raise unusable(logits[0], 2)
 
 
+def number(state, purpose):
+    return uniforms([state.key], [state.count(purpose)])[0]
+
+
+def test_numbers_are_splitmix64s():
+    """By its definition in plain integers; the first words after seed 1234567 are published."""
+    word = (1 << 64) - 1
+
+    def finish(z):
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & word
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB & word
+        return z ^ (z >> 31)
+
+    stride = 0x9E3779B97F4A7C15
+    assert [finish(1234567 + n * stride & word) for n in (1, 2)] == [6457827717110365317, 3203168211198807973]
+    keys, counts = [0, 7, 2**63 - 1], [0, 5, 10**9]
+    expected = [(finish(finish(k) + (n + 1) * stride & word) >> 40) / 2**24 for k, n in zip(keys, counts, strict=True)]
+    assert uniforms(keys, counts).tolist() == expected
+
+
 class TestState:
     def test_the_same_seed_draws_the_same_numbers(self):
         first, second = states(seed=7)[0], states(seed=7)[0]
-        assert [first.uniform(0), first.uniform(1)] == [second.uniform(0), second.uniform(1)]
-        assert first.uniform(0) != first.uniform(1)
+        assert [number(first, 0), number(first, 1)] == [number(second, 0), number(second, 1)]
+        assert number(first, 0) != number(first, 1)
         first.accept(1)
-        assert first.uniform(0) != second.uniform(0)
-        assert second.ahead([9]).uniform(0) == first.uniform(0)
+        assert number(first, 0) != number(second, 0)
+        assert number(second.ahead([9]), 0) == number(first, 0)
 
     def test_without_a_seed_they_differ(self):
-        assert states(seed=None)[0].uniform(0) != states(seed=None)[0].uniform(0)
+        assert number(states(seed=None)[0], 0) != number(states(seed=None)[0], 0)
 
     def test_a_taken_back_token_is_drawn_by_a_new_number(self):
         (state,) = states()
-        before = state.uniform(0)
+        before = number(state, 0)
         state.accept(3)
         state.rewind(1)
-        assert state.uniform(0) != before
+        assert number(state, 0) != before
 
     def test_what_is_ahead_leaves_the_present_alone(self):
         (state,) = states(text=[1], repetition_penalty=2.0)
