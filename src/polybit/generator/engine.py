@@ -15,11 +15,12 @@ from polybit.generator.background import Background
 from polybit.generator.completion import Completion
 from polybit.generator.filters import Filter
 from polybit.generator.graphs import decode_graphs
+from polybit.generator.own_code import Revise
 from polybit.generator.params import SamplingParams, with_fields
 from polybit.generator.request import new_sequence
 from polybit.generator.runner import Runner
 from polybit.generator.scheduler import Limits
-from polybit.generator.sequence import Revise, Sequence
+from polybit.generator.sequence import Sequence
 from polybit.generator.serving import PATIENCE, Serving
 from polybit.generator.stream import Stream, closing_all
 from polybit.model.footprint import CHUNK_TOKENS

@@ -54,8 +54,8 @@ class DecodeLayout:
 
     def __call__(self, sequences: list[Holding]) -> tuple[Tensor, Step]:
         """Their last tokens [S] and the step that places them, good until the next call."""
-        tokens = np.array([sequence.tokens[-1] for sequence in sequences])
-        stored = np.array([sequence.num_stored for sequence in sequences])
+        tokens = np.array([sequence.tokens[-1] for sequence in sequences], np.int64)
+        stored = np.array([sequence.num_stored for sequence in sequences], np.int64)
         table = self._page_table([sequence.pages for sequence in sequences])
         pages = table[np.arange(len(sequences)), stored // PAGE_TOKENS].astype(np.int64)
         step = Step(

@@ -6,10 +6,11 @@ from collections.abc import Sequence as Tokens
 from polybit.cache import Holding
 from polybit.errors import RequestError
 from polybit.generator.filters import Filter, OneOf
+from polybit.generator.own_code import OwnFilter, Revise, own_revise
 from polybit.generator.params import GRAMMARS, SamplingParams
-from polybit.generator.sampling import Drawn, SamplingState
+from polybit.generator.sampling import SamplingState
 from polybit.generator.sampling.mask import TokenMask, mask_of
-from polybit.generator.sequence import Revise, Sequence
+from polybit.generator.sequence import Sequence
 from polybit.generator.structured import Grammar
 from polybit.text import Tokenizer
 
@@ -39,27 +40,21 @@ def new_sequence(
     ends = frozenset(params.stop_tokens)
     if params.is_shaped or not params.ignore_eos:
         ends |= frozenset(tokenizer.eos_ids)
-    filter_ = own_filter or make_filter(params, tokenizer, vocab_size, ends, detokenizer.drops_space)
+    filter_ = (
+        OwnFilter(own_filter, vocab_size)
+        if own_filter
+        else make_filter(params, tokenizer, vocab_size, ends, detokenizer.drops_space)
+    )
     first = None
     if params.token_healing and (healed := heal(prompt, tokenizer)):
         negative = negative and _without_last(negative, prompt[-1])
         prompt, first = prompt[:-1], mask_of(tokenizer.piece_index.starting_with(healed), vocab_size)
         detokenizer.skip(len(healed))
     sampling = SamplingState(params, prompt, dry_breakers(params, tokenizer), xtc_spared(params, tokenizer, vocab_size))
-    checked = None if revise is None else _within(revise, vocab_size)
+    checked = None if revise is None else own_revise(revise, vocab_size)
     sequence = Sequence(prompt, params, ends, detokenizer, room, sampling, filter_, first, checked)
     sequence.companion = None if negative is None else Holding(negative)
     return sequence
-
-
-def _within(revise: Revise, vocab_size: int) -> Revise:
-    def revised(drawn: Drawn) -> int:
-        token = revise(drawn)
-        if token not in range(vocab_size):
-            raise RequestError(f"revise gave {token!r}, expected a token id from 0 to {vocab_size - 1}")
-        return token
-
-    return revised
 
 
 def _without_last(negative: list[int], last: int) -> list[int]:

@@ -1,20 +1,19 @@
 """One request on its way: its tokens and pages, its own randomness, its text so far, and how it ended."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 
 from polybit.cache import Holding
 from polybit.errors import PolybitError
 from polybit.generator.completion import Completion
 from polybit.generator.filters import Filter
+from polybit.generator.own_code import Revise
 from polybit.generator.params import SamplingParams
 from polybit.generator.sampling import Drawn, Report, SamplingState
 from polybit.generator.sampling.mask import TokenMask
 from polybit.generator.text_control import FinishReason, Limits, TextControl
 from polybit.text import Detokenizer
-
-Revise = Callable[[Drawn], int]  # the token to take in place of the one that was drawn
 
 
 class Sequence(Holding):
@@ -79,7 +78,7 @@ class Sequence(Holding):
     def accept(self, drawn: Drawn) -> str:
         """Take the sampled token; returns the text that became certain. A banned text takes tokens back instead.
 
-        Raises RequestError where a grammar cannot be followed any further, and whatever a filter or `revise` raises.
+        Raises RequestError where a grammar cannot be followed any further, or the request's own code fails.
         """
         token, report = drawn if self._revise is None else (self._revise(drawn), drawn.report)
         self._last_token = time.perf_counter()

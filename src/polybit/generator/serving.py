@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from polybit.errors import KernelError, OutOfMemory, PolybitError, RequestError
+from polybit.errors import KernelError, OutOfMemory, PolybitError
 from polybit.generator.runner import Runner
 from polybit.generator.sampling import Drawn
 from polybit.generator.scheduler import Limits, Plan, Scheduler
@@ -130,8 +130,8 @@ class Serving:
     def _accept(self, sequence: Sequence, drawn: Drawn) -> None:
         try:
             sequence.accept(drawn)
-        except Exception as error:  # noqa: BLE001 - the request may bring code of its own
-            self._fail(sequence, error if isinstance(error, PolybitError) else _of_request(error))
+        except PolybitError as error:
+            self._fail(sequence, error)
             return
         if sequence.finish_reason is not None:
             self._remove(sequence)
@@ -164,12 +164,6 @@ class Serving:
             self._scheduler.add(*self._arrived.popleft())
         while self._gone:
             self._remove(self._gone.popleft())
-
-
-def _of_request(error: Exception) -> RequestError:
-    failed = RequestError(f"this request's own filter or revise failed: {type(error).__name__}: {error}")
-    failed.__cause__ = error
-    return failed
 
 
 def _typed(error: Exception) -> PolybitError:

@@ -226,7 +226,7 @@ class TestFilters:
                 raise ValueError("lost")
 
         filters = [[Broken(parts["model"], parts["tokenizer"])], []]
-        with pytest.raises(RequestError, match="own filter or revise failed: ValueError: lost"):
+        with pytest.raises(RequestError, match="own filter failed: ValueError: lost"):
             dynamic.generate(["one", "two"], 8, filters=filters)
         assert parts["cache"].pool.book.num_held == 0
 

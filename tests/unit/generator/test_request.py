@@ -189,6 +189,14 @@ class TestCodeOfTheRequestsOwn:
         with pytest.raises(RequestError, match="leave one of them out"):
             engine.stream("p", own_filter=Odd(), **fields)
 
+    def test_a_mask_of_another_size_is_refused_before_it_reaches_a_batch(self, engine):
+        class Wide(Odd):
+            def allowed(self):
+                return mask_of([1], 2 * VOCABULARY)
+
+        with pytest.raises(RequestError, match=r"own filter allows int32 \(17,\), expected 9 words"):
+            engine.stream("p", own_filter=Wide())
+
     def test_each_token_may_be_replaced(self, engine):
         seen = []
         with engine.stream("p", max_tokens=4, logprobs=2, revise=lambda drawn: seen.append(drawn) or 66) as stream:
@@ -197,7 +205,10 @@ class TestCodeOfTheRequestsOwn:
 
     @pytest.mark.parametrize(
         ("revise", "message"),
-        [(lambda drawn: 260, "revise gave 260, expected a token id from 0 to 259"), (lambda drawn: 1 // 0, "ZeroDiv")],
+        [
+            (lambda drawn: 260, "revise gave 260, expected a token id from 0 to 259"),
+            (lambda drawn: 1 // 0, "own revise failed: ZeroDivisionError"),
+        ],
     )
     def test_where_it_fails_the_others_go_on(self, engine, revise, message):
         other = engine.stream("other", max_tokens=5, ignore_eos=True)
