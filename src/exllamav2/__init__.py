@@ -13,7 +13,9 @@ from exllamav2.cache import (
 )
 from exllamav2.config import ExLlamaV2Config
 from exllamav2.model import ExLlamaV2
+from exllamav2.timer import Timer
 from exllamav2.tokenizer import ExLlamaV2Tokenizer
+from exllamav2.unsupported import ExLlamaV2Lora, ExLlamaV2MMEmbedding, ExLlamaV2VisionTower
 
 __all__ = [
     "ExLlamaV2",
@@ -24,5 +26,9 @@ __all__ = [
     "ExLlamaV2Cache_Q8",
     "ExLlamaV2Cache_TP",
     "ExLlamaV2Config",
+    "ExLlamaV2Lora",
+    "ExLlamaV2MMEmbedding",
     "ExLlamaV2Tokenizer",
+    "ExLlamaV2VisionTower",
+    "Timer",
 ]

@@ -3,7 +3,8 @@
 from typing import Any
 
 from exllamav2.model import ExLlamaV2
-from exllamav2.refusal import refuse
+from exllamav2.passes import OwnRows
+from exllamav2.refusal import refuse, refused
 from polybit.cache import PAGE_TOKENS, KVPool, pages_for
 from polybit.errors import RequestError
 from polybit.kernels.pages import FULL, KVBits
@@ -32,6 +33,7 @@ class ExLlamaV2Cache:
         self.batch_size = batch_size
         self.max_seq_len = model.config.max_seq_len if max_seq_len == -1 else max_seq_len
         self._pool: KVPool | None = None
+        self.own = OwnRows()  # of `model.forward`
         if batch_size < 1 or self.max_seq_len < 1:
             raise RequestError(f"batch_size is {batch_size} and max_seq_len {max_seq_len}, expected at least 1 each")
         if not lazy:
@@ -54,6 +56,28 @@ class ExLlamaV2Cache:
     def num_tokens(self) -> int:
         """Of all sequences together, in whole pages."""
         return pages_for(self.batch_size * self.max_seq_len) * PAGE_TOKENS
+
+    @property
+    def current_seq_len(self) -> int:
+        """Tokens that `model.forward` has stored of each row. A lower number forgets the last of them."""
+        return self.own.length
+
+    @current_seq_len.setter
+    def current_seq_len(self, length: int) -> None:
+        if not 0 <= length <= self.own.length:
+            raise RequestError(f"current_seq_len is {length!r}, expected 0 to the {self.own.length} that are stored")
+        self.own.truncate(length, self.pool)
+
+    def reset(self) -> None:
+        """Forget what `model.forward` has stored, and give its pages back."""
+        self.current_seq_len = 0
+
+    clone = refused("ExLlamaV2Cache.clone", "make another cache of the same size")
+    copy_states = refused("ExLlamaV2Cache.copy_states", "generators share what prompts have in common by themselves")
+    roll_left = refused("ExLlamaV2Cache.roll_left", "keys and values have their positions in them")
+    all_tensors = refused("ExLlamaV2Cache.all_tensors", "they are laid out in pages; see cache.pool")
+    get_kv_state = refused("ExLlamaV2Cache.get_kv_state", "they are laid out in pages; see cache.pool.pages(layer)")
+    store_kv_state = refused("ExLlamaV2Cache.store_kv_state", "model.forward stores them")
 
     def footprint(self) -> list[int]:
         """Bytes held on each device."""

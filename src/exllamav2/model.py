@@ -1,12 +1,17 @@
 """ExLlamaV2: the model, empty until it is loaded."""
 
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from exllamav2.config import ExLlamaV2Config
-from exllamav2.refusal import refuse
+from exllamav2.passes import chunks, pass_alone, pass_over
+from exllamav2.refusal import refuse, refused
 from polybit.cli.console import progress as progress_bar
 from polybit.errors import RequestError
 from polybit.model.load import load
@@ -92,6 +97,56 @@ class ExLlamaV2:
     def load_tp(self, *args: Any, **kwargs: Any) -> None:
         """Refused: there is no tensor parallelism yet."""
         raise RequestError("ExLlamaV2.load_tp: tensor parallelism is not supported by polybit yet; use load()")
+
+    load_gen = refused("ExLlamaV2.load_gen", "use load(callback=...), which tells of each module")
+    load_autosplit_gen = refused("ExLlamaV2.load_autosplit_gen", "use load_autosplit(cache, callback=...)")
+    forward_chunk = refused("ExLlamaV2.forward_chunk", "use forward")
+    get_modules = refused("ExLlamaV2.get_modules", "its layers are not the original's; see model.inner.stages")
+    modules = property(get_modules)
+    modules_dict = property(get_modules)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        cache: "ExLlamaV2Cache | None" = None,
+        input_mask: Any = None,
+        preprocess_only: bool = False,
+        last_id_only: bool = False,
+        loras: Any = None,
+        return_last_state: bool = False,
+        position_offsets: Any = None,
+        abort_event: threading.Event | None = None,
+        cpu_logits: bool = False,
+    ) -> Tensor | None:
+        """Logits [batch, n, vocabulary] fp32 of input_ids [batch, n], which follow what `cache` has of each row.
+
+        `last_id_only`: n is 1; `preprocess_only`: None, and so where `abort_event` was set. Without a cache nothing is
+        kept.
+        """
+        refuse(
+            "ExLlamaV2.forward",
+            input_mask=input_mask,
+            loras=loras,
+            return_last_state=return_last_state,
+            position_offsets=position_offsets,
+        )
+        if input_ids.dim() != 2 or not input_ids.numel():
+            raise RequestError("ExLlamaV2.forward: input_ids must be a tensor of ids [batch, n], at least one")
+        logits = self._pass_in_chunks(input_ids, cache, last_id_only, abort_event)
+        whole = None if logits is None or preprocess_only else torch.cat(logits, 1)[:, -1 if last_id_only else 0 :]
+        return whole if whole is None or not cpu_logits else whole.cpu()
+
+    def _pass_in_chunks(
+        self, ids: Tensor, cache: "ExLlamaV2Cache | None", last_id_only: bool, abort_event: threading.Event | None
+    ) -> list[Tensor] | None:
+        if cache is None:
+            return [pass_alone(self.inner, ids, 1 if last_id_only else ids.shape[1])]
+        found, done = list[Tensor](), 0
+        for chunk in chunks(ids, abort_event):
+            num_logits = 1 if last_id_only else chunk.shape[1]
+            found.append(pass_over(self.inner, chunk, cache.own, cache.pool, num_logits))
+            done += chunk.shape[1]
+        return found if done == ids.shape[1] else None
 
     def unload(self) -> None:
         """Drop the weights."""

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from exllamav2.config import ExLlamaV2Config
 from exllamav2.refusal import refuse
+from exllamav2.vocabulary import Vocabulary
 from polybit.text import Tokenizer
 
 
-class ExLlamaV2Tokenizer:
+class ExLlamaV2Tokenizer(Vocabulary):
     def __init__(
         self, config: ExLlamaV2Config, lazy_init: bool = True, force_json: bool = False, force_spm: bool = False
     ) -> None:
@@ -22,6 +23,9 @@ class ExLlamaV2Tokenizer:
         self.bos_token_id = self.inner.bos_id
         self.eos_token_id = self.inner.eos_id
         self.pad_token_id = -1 if self.inner.pad_id is None else self.inner.pad_id
+        self.bos_token, self.eos_token, self.pad_token = map(
+            self._name, (self.inner.bos_id, self.inner.eos_id, self.inner.pad_id)
+        )
 
     @overload
     def encode(
@@ -79,6 +83,10 @@ class ExLlamaV2Tokenizer:
     def num_tokens(self, text: str) -> int:
         return len(self.inner.encode(text, parse_special=False))
 
+    def cached_encode_str(self, text: str) -> Tensor:
+        """`encode` of a text; there is no cache, as nothing is slow."""
+        return self.encode(text)
+
     def single_id(self, piece: str) -> int | None:
         """The id of a token by its name, None where there is none."""
         return self.inner.id_of(piece)
@@ -89,6 +97,9 @@ class ExLlamaV2Tokenizer:
 
     def get_vocab_size(self) -> int:
         return self.inner.vocab_size
+
+    def _name(self, token: int | None) -> str | None:
+        return None if token is None else self.inner.token_of(token)
 
     def _decode(self, row: list[int], special: bool) -> str:
         return self.inner.decode([token for token in row if special or token != self.pad_token_id], special)

@@ -17,6 +17,11 @@ PRINTS = {
     "chat": r"\d+ tokens asked, 0 of them read before: .*\n\d+ tokens asked, \d\d of them read before: ",
     "many_prompts": r"The square of 0 is.*(\n.*)*The square of 39 is",
     "own_parameters": r"the same alone: True",
+    "guidance": r"scale 1.0: .*\nscale 1.5: .*\nscale 3.0: ",
+    "structured": r"read as JSON: {'colour': '(red|green)', 'count': \d}",
+    "banned": r"without '.*': .*\ntaken back: \('",
+    "told": r"('.*: [\d.]+%, drawn at [\d.]+% from \[\(.*\n){6}",
+    "own_filter": r"short words: ([a-zA-Z]{0,4} ?)*\n$",
     "shared_beginning": r"bound\? 0 of 8\d\d .*\n.*leave\? 7\d\d of 8\d\d .*\n.*knew\? 7\d\d of 8\d\d ",
     "quantized_cache": r"fp16: .*\nq8: .*\nq4: ",
     "bad_prompts": r"answered: .*\nrefused: the prompt is empty.*\nrefused: the prompt has \d{6,} tokens",
@@ -26,6 +31,8 @@ PRINTS = {
     "own_loop": r"step \d+, stream 1: (.*\n)*.*step \d+, stream 2: ",
     "exllamav2_jobs": r"(Alice|Bob|Carol) said ",
     "exllamav2_async": r"Alice '(.*\n)*Bob '",
+    "exllamav2_cfg": r"scale 0.0 '.*\nscale 1.0 '.*\nscale 2.0 '",
+    "exllamav2_filters": r"A number:\d{4}\nIs it so\?(Yes|No)\nGreet me:(Hello|Good)",
 }
 CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 

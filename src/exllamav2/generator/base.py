@@ -4,7 +4,8 @@ import threading
 from typing import Any
 
 from exllamav2.cache import ExLlamaV2Cache
-from exllamav2.generator.dynamic import ExLlamaV2DynamicGenerator
+from exllamav2.generator.dynamic import ExLlamaV2DynamicGenerator, Prompt
+from exllamav2.generator.filters import ExLlamaV2Filter
 from exllamav2.generator.sampler import Settings
 from exllamav2.model import ExLlamaV2
 from exllamav2.refusal import refuse
@@ -25,7 +26,7 @@ class ExLlamaV2BaseGenerator:
 
     def generate_simple(
         self,
-        prompt: str | list[str],
+        prompt: Prompt | list[Prompt],
         gen_settings: Settings,
         num_tokens: int,
         seed: int | None = None,
@@ -38,7 +39,7 @@ class ExLlamaV2BaseGenerator:
         abort_event: threading.Event | None = None,
         input_embeddings: Any = None,
         completion_only: bool = False,
-        filters: Any = None,
+        filters: list[ExLlamaV2Filter] | list[list[ExLlamaV2Filter]] | None = None,
         filter_prefer_eos: bool = False,
     ) -> str | list[str] | None:
         """The text of each prompt with its completion. `stop_token`: -1 for the model's end token, None for none."""

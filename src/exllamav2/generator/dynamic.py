@@ -16,6 +16,8 @@ from exllamav2.tokenizer import ExLlamaV2Tokenizer
 from polybit.errors import PolybitError, RequestError
 from polybit.generator.engine import MAX_BATCH
 
+Prompt = str | tuple[str, str]
+
 
 class ExLlamaV2DynamicGenerator:
     def __init__(
@@ -141,7 +143,7 @@ class ExLlamaV2DynamicGenerator:
 
     def generate(
         self,
-        prompt: str | list[str],
+        prompt: Prompt | list[Prompt],
         max_new_tokens: int,
         min_new_tokens: int = 0,
         seed: int | None = None,
@@ -161,35 +163,41 @@ class ExLlamaV2DynamicGenerator:
     ) -> Any:
         """The text of each prompt with its completion; None where `abort_event` was set. Prompt i has seed + i.
 
-        With `return_last_results` a pair: that, and the last result of each job.
+        A prompt is a text, or for CFG a tuple of two, the negative one second. For a list of prompts `gen_settings` may
+        be a list, and `filters` is a list of lists. With `return_last_results` a pair: the above, and the last result
+        of each job.
         """
-        prompts = _check_prompts([prompt] if isinstance(prompt, str) else prompt)
-        settings = gen_settings if isinstance(gen_settings, list) else [gen_settings] * len(prompts)
-        if len(settings) != len(prompts):
-            raise RequestError(f"gen_settings has {len(settings)} entries for {len(prompts)} prompts")
+        is_list = isinstance(prompt, list)
+        pairs = [_texts(one) for one in (prompt if isinstance(prompt, list) else [prompt])]
+        settings = gen_settings if isinstance(gen_settings, list) else [gen_settings] * len(pairs)
+        filtered = filters if is_list and filters else [filters] * len(pairs)
+        for name, given in {"gen_settings": settings, "filters": filtered}.items():
+            if not isinstance(given, list) or len(given) != len(pairs):
+                raise RequestError(f"{name} is {given!r:.60}, expected a list of {len(pairs)}, one for each prompt")
         jobs = [
             ExLlamaV2DynamicJob(
-                self.tokenizer.encode(text, add_bos=add_bos, encode_special_tokens=encode_special_tokens),
+                [self.tokenizer.encode(t, add_bos, encode_special_tokens=encode_special_tokens) for t in texts],
                 max_new_tokens,
                 min_new_tokens,
                 gen_settings=setting,
                 seed=None if seed is None else seed + i,
                 stop_conditions=stop_conditions,
                 decode_special_tokens=decode_special_tokens,
-                filters=filters,
+                filters=filtered[i],
                 filter_prefer_eos=filter_prefer_eos,
                 token_healing=token_healing,
                 banned_strings=banned_strings,
                 embeddings=embeddings,
             )
-            for i, (text, setting) in enumerate(zip(prompts, settings, strict=True))
+            for i, (texts, setting) in enumerate(zip(pairs, settings, strict=True))
         ]
         last = self._finish(jobs, abort_event)
         if last is None:
             return None
-        texts = [("" if completion_only else p) + job.full_completion for p, job in zip(prompts, jobs, strict=True)]
-        found = (texts, [last[job] for job in jobs]) if return_last_results else (texts,)
-        shaped = tuple(values[0] if isinstance(prompt, str) else values for values in found)
+        whole = ["" if completion_only else texts[0] for texts in pairs]
+        answers = [text + job.full_completion for text, job in zip(whole, jobs, strict=True)]
+        found = (answers, [last[job] for job in jobs]) if return_last_results else (answers,)
+        shaped = tuple(values if is_list else values[0] for values in found)
         return shaped if return_last_results else shaped[0]
 
     def _finish(
@@ -208,7 +216,8 @@ class ExLlamaV2DynamicGenerator:
             self.clear_queue()
 
 
-def _check_prompts(prompts: Any) -> list[str]:
-    if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
-        raise RequestError("prompt must be a text or a list of texts; pairs for CFG are not supported by polybit yet")
-    return prompts
+def _texts(prompt: Any) -> tuple[str, ...]:
+    texts = prompt if isinstance(prompt, tuple) else (prompt,)
+    if len(texts) > 2 or not all(isinstance(text, str) for text in texts):
+        raise RequestError(f"prompt is {prompt!r:.60}, expected a text, a tuple of two for CFG, or a list of such")
+    return texts

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exllamav2.refusal import refuse
+from exllamav2.generator.filtering import Together, both
 from exllamav2.tokenizer import ExLlamaV2Tokenizer
 from polybit.errors import RequestError
 from polybit.generator import SamplingParams
-from polybit.generator.params import COUNT, PENALTY, PROBABILITY, SIGNED, STRENGTH, Interval, check_number
+from polybit.generator.params import COUNT, PENALTY, PROBABILITY, SIGNED, START, STRENGTH, Interval, check_number
 from polybit.generator.request import dry_breakers, xtc_spared
 from polybit.generator.sampling import SamplingState, distributions
+from polybit.generator.sampling.mask import TokenMask, mask_of
 from polybit.generator.sampling.sampler import draw
+from polybit.generator.sampling.shaping import guided
 
 GREEDY_BELOW = 0.01  # a lower temperature means the likeliest token
 EVERYTHING = -1  # of token_repetition_range
@@ -28,17 +30,13 @@ def _number(default: float | None, interval: Interval) -> Any:
     return field(default=default, metadata={"interval": interval})
 
 
-def _refused(default: Any) -> Any:
-    return field(default=default, metadata={"refused": True})
-
-
 @dataclass(slots=True)  # slots: a misspelt setting is an error
 class Settings:
     """Every sampler follows its published definition. Values are checked when text is generated.
 
     Where that definition is not what the original computes: top_p is the nucleus, and keeps the token that crosses it;
     so does typical, which measures surprise alone; XTC is drawn for each token, not averaged. Settings hold no state,
-    so that jobs may share them.
+    so that jobs may share them: a text does not move `mirostat_mu`.
     """
 
     token_repetition_penalty: float = _number(1.025, PENALTY)
@@ -64,11 +62,11 @@ class Settings:
     mirostat: bool = False
     mirostat_tau: float = _number(1.5, Interval(0, 100, above=True))
     mirostat_eta: float = _number(0.1, PROBABILITY)
-    mirostat_mu: float | None = _refused(None)  # each text starts at 2 * tau
+    mirostat_mu: float | None = _number(None, START)  # where each text starts; None: at 2 * tau
 
     token_bias: Tensor | None = None  # [vocabulary], added to the logits
-    cfg_scale: float | None = _refused(None)
-    post_sampling_hooks: tuple[Any, ...] = _refused(())
+    cfg_scale: float | None = _number(None, Interval(0, 100, optional=True))  # of jobs with a pair of prompts
+    post_sampling_hooks: list[Any] = field(default_factory=list)  # callables, see hooks.py
 
     dry_allowed_length: int = _number(2, Interval(1, 1000, whole=True))
     dry_base: float = _number(1.75, Interval(1, 10))
@@ -110,13 +108,11 @@ class Settings:
         return torch.zeros(tokenizer.get_vocab_size()) if self.token_bias is None else self.token_bias.clone()
 
     def check(self) -> None:
-        """Raises RequestError for a value out of range, or a setting that is not there yet."""
+        """Raises RequestError for a value out of range."""
         for setting in dataclasses.fields(self):
             value, name = getattr(self, setting.name), f"ExLlamaV2Sampler.Settings: {setting.name}"
             if "interval" in setting.metadata:
                 check_number(name, value, setting.metadata["interval"])
-            elif "refused" in setting.metadata and value not in (None, (), []):
-                raise RequestError(f"{name} is not supported by polybit yet; leave it at {setting.default!r}")
             elif isinstance(setting.default, bool) and not isinstance(value, bool):
                 raise RequestError(f"{name} is {value!r}, expected True or False")
 
@@ -171,6 +167,7 @@ class Settings:
             "tfs": _share(self.tfs),
             "typical": _share(self.typical),
             "mirostat_tau": self.mirostat_tau if self.mirostat else 0.0,
+            "mirostat_mu": self.mirostat_mu,
             "mirostat_eta": self.mirostat_eta,
             "xtc_probability": self.xtc_probability,
             "xtc_threshold": self.xtc_threshold,
@@ -216,20 +213,41 @@ def sample(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, bool]:
     """logits [S, 1, V], sequence_ids [S, n], `random` of [0, 1) -> tokens [S, 1], top tokens and their
     probabilities [S, 1, k], probabilities [S, 1], and whether a filter ended the text.
+
+    `prefix_token`: the token writes what that one does, and perhaps more. With cfg_scale two rows of logits make one.
     """
-    refuse("ExLlamaV2Sampler.sample", prefix_token=prefix_token, filters=filters)
     params = SamplingParams(**settings.params(), seed=int(random * 2**24))
-    inner, rows = tokenizer.inner, logits[:, -1].float()
+    inner, rows = tokenizer.inner, _mixed(logits[:, -1].float(), settings.cfg_scale)
+    sequence_ids = sequence_ids[: len(rows)]
     spared = xtc_spared(params, inner, rows.shape[-1])
     states = [SamplingState(params, ids, dry_breakers(params, inner), spared) for ids in sequence_ids.tolist()]
+    known = rows[:, : inner.vocab_size]
+    together = Together(filters or (), known.shape[-1], inner.eos_id if filter_prefer_eos else None)
     for state in states:
         state.blocked = blocked_tokens or ()
-    known = rows[:, : inner.vocab_size]
+        state.allowed = both(together.allowed(), _healing(prefix_token, tokenizer, known.shape[-1]))
     probs = distributions(known, states)
     tokens = draw(probs.log(), torch.full((len(states),), random))[:, None]
     top = probs.topk(return_top_tokens) if return_top_tokens else None
     top_tokens, top_probs = (None, None) if top is None else (top.indices[:, None], top.values[:, None])
-    return tokens, top_tokens, top_probs, probs.gather(1, tokens), False
+    return tokens, top_tokens, top_probs, probs.gather(1, tokens), together.ends_with(int(tokens[0]))
+
+
+def _mixed(rows: Tensor, scale: float | None) -> Tensor:
+    if scale is None:
+        return rows
+    if len(rows) != 2:
+        raise RequestError(
+            f"ExLlamaV2Sampler.sample: cfg_scale is {scale!r}, expected 2 rows of logits, not {len(rows)}"
+        )
+    return guided(rows[:1], rows[1:], torch.tensor([scale], device=rows.device))
+
+
+def _healing(prefix_token: Tensor | None, tokenizer: ExLlamaV2Tokenizer, vocab_size: int) -> TokenMask | None:
+    if prefix_token is None:
+        return None
+    index = tokenizer.inner.piece_index
+    return mask_of(index.starting_with(index.written.get(int(prefix_token), b"")), vocab_size)
 
 
 class ExLlamaV2Sampler:

@@ -19,6 +19,8 @@ class Copy:
 class Holding:
     """`pages` is as long as `num_stored` tokens need, or longer where a step is about to store more."""
 
+    companion: "Holding | None" = None  # another text, which grows by the same tokens in the same steps
+
     def __init__(self, tokens: Iterable[int]) -> None:
         self.tokens = list(tokens)
         self.num_stored = 0  # leading tokens whose keys and values are in the pool
@@ -32,6 +34,11 @@ class Holding:
     def num_pending(self) -> int:
         """Tokens that the model has not seen."""
         return len(self.tokens) - self.num_stored
+
+    @property
+    def members(self) -> tuple["Holding", ...]:
+        """Itself and its companion."""
+        return (self,) if self.companion is None else (self, self.companion)
 
     def key(self, num_pages: int) -> Key:
         """Of the tokens in the first `num_pages` pages."""
@@ -84,9 +91,14 @@ class Holding:
     # ---- taking and giving
 
     @property
-    def has_room(self) -> bool:
-        """Whether a page that is held takes one more token."""
-        return self.num_stored < PAGE_TOKENS * len(self.pages) and not self._is_cut
+    def takes_one(self) -> bool:
+        """Whether it has one token to store, alone, and room for it in a page that is held."""
+        return (
+            self.num_stored == len(self.tokens) - 1
+            and self.num_stored < PAGE_TOKENS * len(self.pages)
+            and not self._is_cut
+            and self.companion is None
+        )
 
     def take_back(self, count: int) -> None:
         """Drop the last `count` tokens. The one before them runs again: the next follows from it."""
@@ -94,6 +106,8 @@ class Holding:
         del self._keys[len(self.tokens) // PAGE_TOKENS + 1 :]
         self.num_stored = min(self.num_stored, len(self.tokens) - 1)
         self._is_cut = True
+        if self.companion is not None:
+            self.companion.take_back(count)
 
     def mend(self, book: PageBook) -> None:
         """After `take_back`, before anything is stored: leave pages that others may read, and forget what is wrong."""
@@ -112,6 +126,11 @@ class Holding:
     def num_missing(self, length: int) -> int:
         """Pages that the first `length` tokens need beside those that are held."""
         return max(0, pages_for(length) - len(self.pages))
+
+    @property
+    def num_lacking(self) -> int:
+        """Pages that all members' tokens need beside those that are held."""
+        return sum(member.num_missing(len(member.tokens)) for member in self.members)
 
     def extend(self, book: PageBook, length: int) -> None:
         """Take pages for the first `length` tokens. Raises OutOfMemory, with nothing taken."""

@@ -21,7 +21,8 @@ class Completion:
     decode_seconds: float  # from the first token to the last
     num_held: int = 0  # latest tokens that may still be taken back
     suppressed: tuple[str, ...] = ()  # banned texts, as the model wrote them before they were taken back
-    logprobs: tuple[Report, ...] = ()  # of each token, where SamplingParams.logprobs asks for them
+    suppressed_tokens: tuple[int, ...] = ()  # all that were taken back
+    logprobs: tuple[Report, ...] = ()  # of each token, where SamplingParams asks for them
 
     @property
     def prefill_rate(self) -> float:

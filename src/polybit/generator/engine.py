@@ -1,5 +1,6 @@
 """Prompts in, text out: `polybit.load(folder).generate("Once upon a time").text`."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -7,12 +8,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, overload
 
-from polybit.cache import KVPool
+from polybit.cache import KVPool, pages_for
 from polybit.errors import PolybitError, RequestError
 from polybit.fields import check_callback
 from polybit.generator.background import Background
 from polybit.generator.completion import Completion
+from polybit.generator.filters import Filter
 from polybit.generator.graphs import decode_graphs
+from polybit.generator.own_code import Revise
 from polybit.generator.params import SamplingParams, with_fields
 from polybit.generator.request import new_sequence
 from polybit.generator.runner import Runner
@@ -140,16 +143,20 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         patience: int | None = PATIENCE,
+        own_filter: Filter | None = None,
+        revise: Revise | None = None,
         **fields: Any,
     ) -> Stream:
         """As `generate`, but yields the text piece by piece, to `for` or `async for`.
 
         `patience`: how many later requests may start first where they fit into the cache and this one does not yet;
-        None: any number.
+        None: any number. `own_filter`: what the answer's tokens may be. `revise`: gets each token that was drawn, with
+        what SamplingParams asks to be told of it, and says which is to stand there.
         """
         ids = self.prompt_ids(prompt)
         _check_patience(patience)
-        return self._begin(self._sequence(ids, with_fields(params, fields), continues=ids), patience)
+        sequence = self._sequence(ids, with_fields(params, fields), ids, own_filter, revise)
+        return self._begin(sequence, patience)
 
     def chat(
         self,
@@ -222,9 +229,23 @@ class Engine:
                 checked.append(error)
         return [self._begin(one) if isinstance(one, Sequence) else one for one in checked]
 
-    def _sequence(self, ids: list[int], params: SamplingParams, continues: Collection[int]) -> Sequence:
-        room = self._room_after(ids)
-        return new_sequence(ids, params, self.tokenizer, self.vocab_size, room, shown=continues)
+    def _sequence(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        continues: Collection[int],
+        own_filter: Filter | None = None,
+        revise: Revise | None = None,
+    ) -> Sequence:
+        negative = self._negative_ids(params.negative_prompt) if params.is_guided else None
+        room = self._room_after(ids) if negative is None else self._room_after_both(ids, negative)
+        return new_sequence(ids, params, self.tokenizer, self.vocab_size, room, continues, negative, own_filter, revise)
+
+    def _negative_ids(self, prompt: Any) -> list[int]:
+        try:
+            return self.prompt_ids(prompt)
+        except RequestError as error:
+            raise RequestError(f"negative_prompt: {error}") from None
 
     def _begin(self, sequence: Sequence, patience: int | None = PATIENCE) -> Stream:
         self._serving.submit(sequence, patience)
@@ -257,6 +278,24 @@ class Engine:
                 f"shorten it{larger if reach > cached else ''}"
             )
         return room
+
+    def _room_after_both(self, ids: list[int], negative: list[int]) -> int:
+        """Both grow, in pages of their own."""
+        if not negative:
+            raise RequestError("the negative prompt is empty; give at least one token")
+        most = self._room_after(max(ids, negative, key=len))
+        room = bisect_right(range(most + 1), self.pool.book.total, key=lambda n: _pages_of(ids, negative, n)) - 1
+        if room < 1:
+            raise RequestError(
+                f"prompt and negative prompt have {len(ids)} and {len(negative)} tokens, but the pool holds "
+                f"{self.pool.num_tokens} including the answer, twice; shorten them, or load with a larger "
+                "--cache-tokens (cache_tokens)"
+            )
+        return room
+
+
+def _pages_of(ids: list[int], negative: list[int], answer: int) -> int:
+    return sum(pages_for(len(prompt) + answer) for prompt in (ids, negative))
 
 
 def _outcome(answer: Stream | PolybitError) -> Completion | PolybitError:

@@ -4,16 +4,17 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polybit.cache import PAGE_TOKENS, Holding
-from polybit.generator.scheduler import Part, S
+from polybit.generator.scheduler import Part
 from polybit.modules.step import Step
 
 SPARE_COLUMNS = 8  # pages that every sequence may grow by before the table does
 
 
-def lay_out(parts: tuple[Part[S], ...], device: torch.device) -> tuple[Tensor, Step]:
+def lay_out(parts: tuple[Part[Holding], ...], device: torch.device) -> tuple[Tensor, Step]:
     """The parts one after another: tokens [T] and the step that places them."""
     tokens: list[int] = []
     positions: list[int] = []
@@ -51,24 +52,24 @@ class DecodeLayout:
         self._rows: list[list[int]] = []
         self._table = np.zeros((0, 0), dtype=np.int32)
 
-    def __call__(self, sequences: list[S]) -> tuple[Tensor, Step]:
+    def __call__(self, sequences: list[Holding]) -> tuple[Tensor, Step]:
         """Their last tokens [S] and the step that places them, good until the next call."""
-        stored = [sequence.num_stored for sequence in sequences]
-        slots = [_slot(sequence) for sequence in sequences]
-        numbers = torch.tensor([[sequence.tokens[-1] for sequence in sequences], stored, slots])
-        tokens, positions, placed = numbers.unbind()
+        tokens = np.array([sequence.tokens[-1] for sequence in sequences], np.int64)
+        stored = np.array([sequence.num_stored for sequence in sequences], np.int64)
+        table = self._page_table([sequence.pages for sequence in sequences])
+        pages = table[np.arange(len(sequences)), stored // PAGE_TOKENS].astype(np.int64)
         step = Step(
-            positions=positions,
-            slots=placed,
-            page_table=self._page_table([sequence.pages for sequence in sequences]),
+            positions=torch.from_numpy(stored),
+            slots=torch.from_numpy(pages * PAGE_TOKENS + stored % PAGE_TOKENS),
+            page_table=torch.from_numpy(table),
             query_starts=torch.arange(len(sequences) + 1, dtype=torch.int32),
-            lengths=(positions + 1).int(),
+            lengths=torch.from_numpy((stored + 1).astype(np.int32)),
             max_queries=1,
-            max_length=max(stored) + 1,
+            max_length=int(stored.max()) + 1,
         )
-        return tokens, step
+        return torch.from_numpy(tokens), step
 
-    def _page_table(self, rows: list[list[int]]) -> Tensor:
+    def _page_table(self, rows: list[list[int]]) -> NDArray[np.int32]:
         width = max(map(len, rows))
         if len(rows) > len(self._table) or width > self._table.shape[1]:
             self._table = np.zeros((len(rows), width + SPARE_COLUMNS), dtype=np.int32)
@@ -78,9 +79,4 @@ class DecodeLayout:
                 self._table[i, : len(row)] = row
                 self._table[i, len(row) :] = 0
                 self._rows[i] = list(row)
-        return torch.from_numpy(self._table[: len(rows), :width])
-
-
-def _slot(sequence: Holding) -> int:
-    page, offset = divmod(sequence.num_stored, PAGE_TOKENS)
-    return sequence.pages[page] * PAGE_TOKENS + offset
+        return self._table[: len(rows), :width]

@@ -40,6 +40,7 @@ GROWTH = Interval(1, 10)
 MATCH = Interval(1, 1000, whole=True)
 LENGTH = Interval(1, 1e9, whole=True, optional=True)
 NUM_LOGPROBS = Interval(0, 1000, whole=True, optional=True)
+START = Interval(0, 1000, optional=True)
 BIAS = Interval(-1000, 1000)
 SEED = Interval(0, 2**63 - 1, whole=True, optional=True)
 GRAMMARS = ("json_schema", "regex", "lark")
@@ -73,6 +74,19 @@ class SamplingParams:
     max_tokens: int | None = _field(512, "tokens to generate at most; None: until the context is full", LENGTH)
     min_tokens: int = _advanced(0, "tokens before which nothing but a stop text ends the generation", COUNT)
 
+    cfg_scale: float = _advanced(
+        1.0, "how strongly the answer is led away from what negative_prompt would bring; 1: off", STRENGTH
+    )
+    negative_prompt: str | tuple[int, ...] | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "prompt of what is not wanted, for cfg_scale",
+            "interval": None,
+            "advanced": True,
+            "on_a_line": str | None,
+        },
+    )
+
     repetition_penalty: float = _field(1.0, "divides the logits of tokens seen before; 1: off", PENALTY)
     presence_penalty: float = _advanced(0.0, "taken from the logits of tokens seen before; 0: off", SIGNED)
     frequency_penalty: float = _advanced(0.0, "taken from a token's logit each time it was seen; 0: off", SIGNED)
@@ -103,6 +117,9 @@ class SamplingParams:
         1.0, "keep tokens of typical surprise that reach this probability; 1: all", PROBABILITY_ABOVE_0
     )
     mirostat_tau: float = _advanced(0.0, "bits of surprise that mirostat steers each token to; 0: off", STRENGTH)
+    mirostat_mu: float | None = _advanced(
+        None, "bits of surprise that mirostat's bound begins with; None: twice mirostat_tau", START
+    )
     mirostat_eta: float = _advanced(0.1, "how fast mirostat corrects itself", PROBABILITY)
     min_temperature: float = _advanced(0.0, "dynamic temperature where the model is sure", STRENGTH)
     max_temperature: float = _advanced(0.0, "dynamic temperature where the model knows nothing; 0: off", STRENGTH)
@@ -117,6 +134,10 @@ class SamplingParams:
     seed: int | None = _field(None, "same seed, same text; None: different each time", SEED)
     logprobs: int | None = _advanced(
         None, "report each token's log probability and those of so many likeliest", NUM_LOGPROBS
+    )
+    return_logits: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "report the model's logits at each token too", "interval": None, "no_option": True},
     )
     stop: tuple[str, ...] = _field((), "texts that end the generation; they are not part of it")
     stop_tokens: tuple[int, ...] = _field((), "token ids that end the generation, besides the model's own")
@@ -147,6 +168,9 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         if self.json_schema is not None:
             object.__setattr__(self, "json_schema", schema_text(self.json_schema))
+        object.__setattr__(self, "negative_prompt", _prompt(self.negative_prompt))
+        if self.is_guided and self.negative_prompt is None:
+            raise RequestError(f"cfg_scale is {self.cfg_scale!r} without a negative_prompt; give one, or leave it at 1")
         _check_shapes(self)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens is {self.min_tokens!r}, expected at most max_tokens, {self.max_tokens!r}")
@@ -160,6 +184,16 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken, so that nothing is drawn."""
         return self.temperature == 0 or self.top_k == 1
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a negative prompt has a say."""
+        return self.cfg_scale != 1
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether something is to be told of each token."""
+        return self.logprobs is not None or self.return_logits
 
     @property
     def is_shaped(self) -> bool:
@@ -200,6 +234,10 @@ def _check_shapes(params: SamplingParams) -> None:
         raise RequestError(f"token_healing is True beside {given[0]}, expected False: its answer begins with a token")
     if len(given) > 1:
         raise RequestError(f"{given[1]} is given beside {given[0]}, expected at most one of {', '.join(SHAPES)}")
+
+
+def _prompt(value: Any) -> str | tuple[int, ...] | None:
+    return value if value is None or isinstance(value, str) else _token_ids("negative_prompt", value)
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:

@@ -3,8 +3,10 @@
 from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Tokens
 
+from polybit.cache import Holding
 from polybit.errors import RequestError
 from polybit.generator.filters import Filter, OneOf
+from polybit.generator.own_code import OwnFilter, Revise, own_revise
 from polybit.generator.params import GRAMMARS, SamplingParams
 from polybit.generator.sampling import SamplingState
 from polybit.generator.sampling.mask import TokenMask, mask_of
@@ -20,24 +22,45 @@ def new_sequence(
     vocab_size: int,
     room: int,
     shown: Collection[int],
+    negative: list[int] | None = None,
+    own_filter: Filter | None = None,
+    revise: Revise | None = None,
 ) -> Sequence:
     """`vocab_size`: tokens that may be drawn. `room`: tokens that the context leaves for the answer. `shown`: tokens
-    whose text the answer goes on from.
+    whose text the answer goes on from. `negative`: the prompt that the answer is to be led away from.
 
     Raises RequestError for parameters that this model cannot serve.
     """
     check_tokens(params, vocab_size)
+    if own_filter is not None and (params.is_shaped or params.token_healing):
+        raise RequestError(
+            "a filter is given beside token_healing or what the answer looks like; leave one of them out"
+        )
     detokenizer = tokenizer.detokenizer(params.show_special, after=shown)
     ends = frozenset(params.stop_tokens)
     if params.is_shaped or not params.ignore_eos:
         ends |= frozenset(tokenizer.eos_ids)
-    filter_ = make_filter(params, tokenizer, vocab_size, ends, detokenizer.drops_space)
+    filter_ = (
+        OwnFilter(own_filter, vocab_size)
+        if own_filter
+        else make_filter(params, tokenizer, vocab_size, ends, detokenizer.drops_space)
+    )
     first = None
     if params.token_healing and (healed := heal(prompt, tokenizer)):
+        negative = negative and _without_last(negative, prompt[-1])
         prompt, first = prompt[:-1], mask_of(tokenizer.piece_index.starting_with(healed), vocab_size)
         detokenizer.skip(len(healed))
     sampling = SamplingState(params, prompt, dry_breakers(params, tokenizer), xtc_spared(params, tokenizer, vocab_size))
-    return Sequence(prompt, params, ends, detokenizer, room, sampling, filter_, first)
+    checked = None if revise is None else own_revise(revise, vocab_size)
+    sequence = Sequence(prompt, params, ends, detokenizer, room, sampling, filter_, first, checked)
+    sequence.companion = None if negative is None else Holding(negative)
+    return sequence
+
+
+def _without_last(negative: list[int], last: int) -> list[int]:
+    if negative[-1] != last or len(negative) < 2:
+        raise RequestError("token_healing is True, but the negative prompt does not end in the prompt's last token")
+    return negative[:-1]
 
 
 def make_filter(

@@ -2,7 +2,7 @@
 
 Every step gives one token to each sequence that has read its prompt, and reads on in the prompts of others. Sequences
 come in by the order of their arrival. Where pages run out, the newest leaves and starts over later; what it has stored
-can be found again as long as nobody takes its pages.
+can be found again as long as nobody takes its pages. A sequence and its companion come, go and take tokens together.
 """
 
 from bisect import insort
@@ -17,6 +17,7 @@ from polybit.cache.pages import Contents, Key
 LOOK_AHEAD = 8  # first of the queue that may start; those behind them wait unseen
 
 S = TypeVar("S", bound=Holding)
+S_co = TypeVar("S_co", bound=Holding, covariant=True)  # of what is only read
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Part(Generic[S]):
+class Part(Generic[S_co]):
     """The next `count` tokens of a sequence that the model has not seen."""
 
-    sequence: S
+    sequence: S_co
     count: int
 
     @property
@@ -41,16 +42,21 @@ class Part(Generic[S]):
     @property
     def is_last(self) -> bool:
         """Whether a token follows from it."""
-        return self.count == self.sequence.num_pending
+        return self.count == len(self.sequence.tokens) - self.sequence.num_stored
 
 
 @dataclass(frozen=True)
-class Plan(Generic[S]):
+class Plan(Generic[S_co]):
     """One step: copies first, then the parts, for which pages are held."""
 
     copies: tuple[Copy, ...]
-    parts: tuple[Part[S], ...]
-    started: tuple[S, ...] = ()  # that left the queue for it
+    parts: tuple[Part[S_co], ...]
+    started: tuple[S_co, ...] = ()  # that left the queue for it
+    beside: tuple[Part[Holding], ...] = ()  # parts of companions, in the order of those that they go with
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.copies or self.parts or self.beside)
 
 
 @dataclass(eq=False)
@@ -72,10 +78,17 @@ class Draft(Generic[S]):
     """A plan in the making."""
 
     room: int  # for tokens of prompts
-    counts: dict[Entry[S], int] = field(default_factory=dict)
-    copies: dict[Entry[S], Copy] = field(default_factory=dict)
+    counts: dict[Holding, int] = field(default_factory=dict)
+    copies: dict[Holding, Copy] = field(default_factory=dict)
     started: list[S] = field(default_factory=list)
     reading: dict[Key, list[Contents]] = field(default_factory=dict)  # pages of prompts, by what is before them
+
+    def drop(self, sequence: Holding) -> bool:
+        """It has no part in the step after all; whether something was to be copied for it."""
+        copies = [self.copies.pop(member, None) for member in sequence.members]
+        for member in sequence.members:
+            self.counts.pop(member, None)
+        return any(copies)
 
     def read(self, sequence: Holding, count: int) -> None:
         """Remember which pages are being filled with a prompt."""
@@ -132,7 +145,7 @@ class Scheduler(Generic[S]):
         if entry is None:
             return
         (self._running if entry in self._running else self._waiting).remove(entry)
-        _give_back(sequence, self.book, is_sound)
+        self._give_back(sequence, is_sound)
 
     def interrupted(self, plan: Plan[S] | None) -> None:
         """The plan (None: its making) was cut off somewhere; what it may have stored is stored once more."""
@@ -140,14 +153,15 @@ class Scheduler(Generic[S]):
             while self._running:
                 self._send_away(is_sound=False)
             return
-        for part in plan.parts:
+        for part in plan.parts + plan.beside:
             if part.sequence.num_pending == 0:
                 part.sequence.num_stored -= 1
 
     def stored(self, plan: Plan[S]) -> None:
         """The plan was carried out, and the tokens that follow are in."""
-        for part in plan.parts:
-            if part.sequence in self._entries:
+        for part in plan.parts + plan.beside:
+            is_within_page = part.count == 1 and part.sequence.num_stored % PAGE_TOKENS
+            if not is_within_page and part.sequence.pages:
                 part.sequence.mend(self.book)
                 _publish(part, self.book)
 
@@ -165,39 +179,59 @@ class Scheduler(Generic[S]):
             insort(self._running, entry, key=_number)
             draft.started.append(entry.sequence)
             self._draft_part(entry, draft)
-        parts = tuple(Part(entry.sequence, count) for entry, count in draft.counts.items())
-        return Plan(tuple(draft.copies.values()), parts, tuple(draft.started))
+        sequences = [entry.sequence for entry in self._running]
+        parts = tuple(Part(sequence, draft.counts[sequence]) for sequence in sequences if sequence in draft.counts)
+        companions = [sequence.companion for sequence in sequences if sequence.companion is not None]
+        beside = tuple(
+            Part(companion, draft.counts[companion]) for companion in companions if companion in draft.counts
+        )
+        return Plan(tuple(draft.copies.values()), parts, tuple(draft.started), beside)
 
     def _begin(self) -> Draft[S]:
         decodes = any(entry.sequence.num_pending == 1 for entry in self._running)
         return Draft(self.limits.tokens_beside if decodes else self.limits.prompt_tokens)
 
     def _draft_part(self, entry: Entry[S], draft: Draft[S]) -> None:
-        sequence, count = entry.sequence, 1
-        if sequence.num_pending == 1 and sequence.has_room:  # nearly always, and this is done for all at every step
-            draft.counts[entry] = 1
+        sequence = entry.sequence
+        if sequence.takes_one:  # nearly always, and this is done for all at every step
+            draft.counts[sequence] = 1
             return
+        if sequence.companion is None:
+            self._draft_member(entry, sequence, draft)
+            return
+        for member in sequence.members:
+            member.mend(self.book)
+        reading = [member for member in sequence.members if member.num_pending > 1]
+        for member in reading or sequence.members:  # all take their last token in one and the same step
+            if not self._draft_member(entry, member, draft, num_kept=1 if reading else 0):
+                return
+
+    def _draft_member(self, entry: Entry[S], sequence: Holding, draft: Draft[S], num_kept: int = 0) -> bool:
+        """`num_kept`: last tokens that are not for this step. Returns whether the entry could stay."""
+        count = 1
         sequence.mend(self.book)
         if sequence.num_pending > 1:
             if draft.reads_the_same(sequence):
-                return
+                return True
             if (copy := sequence.reuse(self.book)) is not None:
-                draft.copies[entry] = copy
-            count = _chunk(sequence, draft.room)
-        if count == 0 or not self._make_room(entry, sequence.num_stored + count, draft):
-            return
+                draft.copies[sequence] = copy
+            count = min(_chunk(sequence, draft.room), sequence.num_pending - num_kept)
+        if count == 0:
+            return True
+        if not self._make_room(entry, sequence, sequence.num_stored + count, draft):
+            return False
         if sequence.num_pending > 1:
             draft.room -= count
             draft.read(sequence, count)
         sequence.extend(self.book, sequence.num_stored + count)
-        draft.counts[entry] = count
+        draft.counts[sequence] = count
+        return True
 
-    def _make_room(self, entry: Entry[S], length: int, draft: Draft[S]) -> bool:
-        """Send the newest away until `length` tokens of this one have room; whether it could stay itself."""
-        while entry.sequence.num_missing(length) > self.book.num_free:
+    def _make_room(self, entry: Entry[S], sequence: Holding, length: int, draft: Draft[S]) -> bool:
+        """Send the newest away until `length` tokens of one of the entry's members have room; whether it could stay."""
+        while sequence.num_missing(length) > self.book.num_free:
             newest = self._running[-1]
-            draft.counts.pop(newest, None)
-            self._send_away(is_sound=draft.copies.pop(newest, None) is None)  # else its last page holds nothing yet
+            self._send_away(is_sound=not draft.drop(newest.sequence))  # else its last page holds nothing yet
             if newest is entry:
                 return False
         return True
@@ -205,7 +239,7 @@ class Scheduler(Generic[S]):
     def _send_away(self, is_sound: bool) -> None:
         """The newest starts over, when its turn comes again."""
         newest = self._running.pop()
-        _give_back(newest.sequence, self.book, is_sound)
+        self._give_back(newest.sequence, is_sound)
         insort(self._waiting, newest, key=_number)
 
     # ---- the queue
@@ -214,7 +248,7 @@ class Scheduler(Generic[S]):
         """The first that fits, where those before it let it pass."""
         if not self._waiting or len(self._running) == self.limits.sequences:
             return None
-        promised = sum(entry.sequence.num_missing(len(entry.sequence.tokens)) for entry in self._running)
+        promised = sum(entry.sequence.num_lacking for entry in self._running)
         for i, entry in enumerate(self._waiting[:LOOK_AHEAD]):
             if self._fits(entry.sequence, promised):
                 for passed in self._waiting[:i]:
@@ -224,17 +258,17 @@ class Scheduler(Generic[S]):
                 break
         return None
 
-    def _fits(self, sequence: S, promised: int) -> bool:
-        found = sequence.findable(self.book)
+    def _fits(self, sequence: Holding, promised: int) -> bool:
+        found = [page for member in sequence.members for page in member.findable(self.book)]
         left = self.book.num_free - promised - sum(map(self.book.is_free, found))
-        return sequence.num_missing(len(sequence.tokens)) - len(found) <= left
+        return sequence.num_lacking - len(found) <= left
 
-
-def _give_back(sequence: Holding, book: PageBook, is_sound: bool) -> None:
-    if is_sound:
-        sequence.release(book)
-    else:
-        sequence.discard(book)
+    def _give_back(self, sequence: Holding, is_sound: bool) -> None:
+        for member in sequence.members:
+            if is_sound:
+                member.release(self.book)
+            else:
+                member.discard(self.book)
 
 
 def _number(entry: Entry[S]) -> int:

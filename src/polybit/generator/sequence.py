@@ -1,12 +1,14 @@
 """One request on its way: its tokens and pages, its own randomness, its text so far, and how it ended."""
 
 import time
+from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 
 from polybit.cache import Holding
 from polybit.errors import PolybitError
 from polybit.generator.completion import Completion
 from polybit.generator.filters import Filter
+from polybit.generator.own_code import Revise
 from polybit.generator.params import SamplingParams
 from polybit.generator.sampling import Drawn, Report, SamplingState
 from polybit.generator.sampling.mask import TokenMask
@@ -27,9 +29,11 @@ class Sequence(Holding):
         sampling: SamplingState | None = None,
         filter_: Filter | None = None,
         first: TokenMask | None = None,
+        revise: Revise | None = None,
     ) -> None:
         """`ends`: token ids that end it. `room`: tokens that the context leaves for the answer. `filter_`: what its
         tokens may be. `first`: what its first one may be, which writes part of the prompt again and does not count.
+        `revise`: has the last word on each token.
         """
         super().__init__(prompt)
         self.params = params
@@ -42,13 +46,17 @@ class Sequence(Holding):
         most = min(room, params.max_tokens or room) + (first is not None)
         limits = Limits(ends, most, params.min_tokens)
         self._control = TextControl(detokenizer, limits, params.stop, params.banned_strings, filter_, first)
+        self._revise = revise
         self._suppressed: list[str] = []
+        self._suppressed_tokens: list[int] = []
         self._reports: list[Report] = []
         self._stopped_by: int | str | None = None
+        self._is_blocked = False  # beyond what text control says
         self._num_cached = 0
         self._requested, self._begun = time.perf_counter(), 0.0
-        self._token_times: list[float] = []
-        self._restrict()
+        self._first_token = self._last_token = 0.0  # when they came
+        if self._control.restricts:
+            self._restrict()
 
     @property
     def num_generated(self) -> int:
@@ -70,30 +78,31 @@ class Sequence(Holding):
     def accept(self, drawn: Drawn) -> str:
         """Take the sampled token; returns the text that became certain. A banned text takes tokens back instead.
 
-        Raises RequestError where a grammar cannot be followed any further.
+        Raises RequestError where a grammar cannot be followed any further, or the request's own code fails.
         """
-        token, report = drawn
-        if not self._token_times:
-            self._num_cached = self.num_reused
-        self._token_times.append(time.perf_counter())
+        token, report = drawn if self._revise is None else (self._revise(drawn), drawn.report)
+        self._last_token = time.perf_counter()
+        if not self._first_token:
+            self._first_token, self._num_cached = self._last_token, self.num_reused
         self.sampling.accept(token, report)
-        verdict = self._control.feed(token)
-        if verdict.taken_back == 0:
+        text, taken_back, suppressed, self.finish_reason, self._stopped_by = self._control.feed(token)
+        if taken_back == 0:
             self.tokens.append(token)
-            self._note(report)
-        elif verdict.finish_reason is None:
-            self._rewind(verdict.taken_back - 1)
-        if verdict.suppressed is not None:
-            self._suppressed.append(verdict.suppressed)
-        self.finish_reason, self._stopped_by = verdict.finish_reason, verdict.stopped_by
-        if self.finish_reason is None:
+            if self.companion is not None:
+                self.companion.tokens.append(token)
+            if report is not None and self.params.is_reported:
+                self._reports.append(report)
+        elif suppressed is not None:
+            self._suppressed.append(suppressed)
+            self._suppressed_tokens += [*self.tokens[len(self.tokens) - taken_back + 1 :], token]
+            self._rewind(taken_back - 1)
+        if self.finish_reason is None and (self._control.restricts or self._is_blocked):
             self._restrict()
-        self.pieces.append(verdict.text)
-        return verdict.text
+        self.pieces.append(text)
+        return text
 
     def completion(self) -> Completion:
         """What came out so far."""
-        times = self._token_times
         return Completion(
             text="".join(self.pieces),
             tokens=tuple(self.tokens[self.num_prompt :]),
@@ -102,16 +111,13 @@ class Sequence(Holding):
             prompt_tokens=self.num_prompt,
             cached_tokens=self._num_cached,
             queued_seconds=self._begun - self._requested if self._begun else 0.0,
-            prefill_seconds=times[0] - self._begun if times else 0.0,
-            decode_seconds=times[-1] - times[0] if times else 0.0,
+            prefill_seconds=self._first_token - self._begun if self._first_token else 0.0,
+            decode_seconds=self._last_token - self._first_token,
             num_held=self._control.num_held,
             suppressed=tuple(self._suppressed),
+            suppressed_tokens=tuple(self._suppressed_tokens),
             logprobs=tuple(self._reports),
         )
-
-    def _note(self, report: Report | None) -> None:
-        if report is not None and self.params.logprobs is not None:
-            self._reports.append(report)
 
     def _rewind(self, count: int) -> None:
         """The last `count` tokens go, besides the one just drawn."""
@@ -119,7 +125,12 @@ class Sequence(Holding):
         del self._reports[max(0, len(self._reports) - count) :]
         self.sampling.rewind(count + 1)
 
+    def block(self, tokens: Iterable[int]) -> None:
+        """The next token, whenever it comes, is none of these either."""
+        self.sampling.blocked = frozenset(self.sampling.blocked).union(tokens)
+        self._is_blocked = True
+
     def _restrict(self) -> None:
         """What the next token may be."""
-        if self._control.restricts:
-            self.sampling.blocked, self.sampling.allowed = self._control.blocked, self._control.allowed()
+        self._is_blocked = False
+        self.sampling.blocked, self.sampling.allowed = self._control.blocked, self._control.allowed()

@@ -105,12 +105,12 @@ class Serving:
         plan: Plan[Sequence] | None = None
         try:
             plan = self._scheduler.plan()
-            if plan.parts:
-                self._carry_out(plan)
-            else:
+            if plan.is_empty:
                 self._refuse_first()
+            else:
+                self._carry_out(plan)
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait for this step must hear it
-            for sequence in [part.sequence for part in plan.parts] if plan else self._scheduler:
+            for sequence in [part.sequence for part in plan.parts] if plan and plan.parts else self._scheduler:
                 if not sequence.has_ended:
                     self._fail(sequence, error)
         except BaseException:  # Ctrl-C, in the thread that happens to make the step
@@ -140,12 +140,12 @@ class Serving:
         """Nobody can move: the pool's pages are held by sequences of someone else."""
         for sequence in self._scheduler:
             book = self._runner.pool.book
-            missing = sequence.num_missing(len(sequence.tokens))
             self._fail(
                 sequence,
                 OutOfMemory(
-                    f"{missing} pages of the K/V pool are needed, but another engine holds {book.num_held} of its "
-                    f"{book.total}; end what runs there, or load with a larger --cache-tokens (cache_tokens)"
+                    f"{sequence.num_lacking} pages of the K/V pool are needed, but another engine holds "
+                    f"{book.num_held} of its {book.total}; end what runs there, or load with a larger --cache-tokens "
+                    "(cache_tokens)"
                 ),
             )
             return

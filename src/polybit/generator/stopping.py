@@ -31,7 +31,6 @@ class TextWatch:
         """Stop strings match as they are written, banned ones in any case."""
         self._stops = tuple(stops)
         self._banned = tuple(fold(text) for text in banned)
-        self._watches = bool(stops or banned)
         self._held = ""
         self._waiting: list[Waiting] = []  # while tokens may have to go
         self._is_whole = True
@@ -43,8 +42,6 @@ class TextWatch:
 
     def feed(self, piece: str, is_whole: bool = True) -> Watched:
         """`piece`: the text that the next token completed. `is_whole`: whether no part of a character follows it."""
-        if not self._watches:
-            return Watched(piece)
         if self._banned:
             self._waiting.append(Waiting(len(self._held), self._is_whole))
         self._held, self._is_whole = self._held + piece, is_whole

@@ -57,6 +57,10 @@ class Stream(Iterator[str], AsyncIterator[str]):
             raise self._sequence.error
         return self._sequence.has_ended
 
+    def block(self, tokens: Iterable[int]) -> None:
+        """The next token is none of these, ids of the vocabulary. For those who make the steps themselves."""
+        self._sequence.block(tokens)
+
     # ---- the whole
 
     @property

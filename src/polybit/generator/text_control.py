@@ -49,7 +49,7 @@ class TextControl:
         """`first`: the only ones that the first token may be; None: any that the filter allows."""
         self._detokenizer = detokenizer
         self._limits = limits
-        self._watch = TextWatch(stops, banned)
+        self._watch = TextWatch(stops, banned) if stops or banned else None
         self._can_take_back = bool(banned)
         self._filter = filter_
         self._first = first
@@ -81,24 +81,31 @@ class TextControl:
     def feed(self, token: int) -> Verdict:
         if token in self._limits.ends:
             return self._end("stop", token)._replace(taken_back=1)
+        if self._watch is not None:
+            return self._feed_watched(token, self._watch)
+        return self._after(token, self._detokenizer.feed(token))
+
+    def _feed_watched(self, token: int, watch: TextWatch) -> Verdict:
         if self._can_take_back:
             self._fed.append((token, self._detokenizer.copy()))
         piece = self._detokenizer.feed(token)
-        watched = self._watch.feed(piece, not self._can_take_back or self._detokenizer.is_between_characters)
+        watched = watch.feed(piece, not self._can_take_back or self._detokenizer.is_between_characters)
         if watched.taken_back:
             return self._take_back(watched)
-        self._num_tokens += 1
         if watched.stopped_by is not None:
+            self._num_tokens += 1
             self._fed.clear()
             return Verdict(watched.text, finish_reason="stop", stopped_by=watched.stopped_by)
+        verdict = self._after(token, watched.text)
+        self._forget_certain(watch)
+        return verdict
+
+    def _after(self, token: int, text: str) -> Verdict:
+        self._num_tokens += 1
         if self._filter is not None:
             self._filter.accept(token)
-        self._forget_certain()
-        return self._after(watched.text)
-
-    def _after(self, text: str) -> Verdict:
-        if self._filter is not None and self._filter.is_done:
-            return self._end("stop", None, text=text)
+            if self._filter.is_done:
+                return self._end("stop", None, text=text)
         if self._num_tokens >= self._limits.most:
             return self._end("length", None, text=text)
         return Verdict(text)
@@ -115,17 +122,18 @@ class TextControl:
         self._tried.setdefault(self._num_tokens, set()).add(token)
         return Verdict(taken_back=watched.taken_back, suppressed=watched.banned)
 
-    def _forget_certain(self) -> None:
+    def _forget_certain(self, watch: TextWatch) -> None:
         """What cannot be taken back any more."""
         if self._can_take_back:
-            del self._fed[: len(self._fed) - self._watch.num_waiting]
+            del self._fed[: len(self._fed) - watch.num_waiting]
             oldest = self._num_tokens - len(self._fed)
             self._tried = {place: tried for place, tried in self._tried.items() if place >= oldest}
 
     def _end(self, reason: FinishReason, stopped_by: int | None, text: str = "") -> Verdict:
         """All that waits comes out. It may still hold a stop string."""
         self._fed.clear()
-        rest = self._watch.finish(self._detokenizer.finish())
+        last = self._detokenizer.finish()
+        rest = Watched(last) if self._watch is None else self._watch.finish(last)
         if rest.stopped_by is not None:
             return Verdict(text + rest.text, finish_reason="stop", stopped_by=rest.stopped_by)
         return Verdict(text + rest.text, finish_reason=reason, stopped_by=stopped_by)

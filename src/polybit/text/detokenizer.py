@@ -21,6 +21,7 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._at_start = pieces.strips_lead
         self._to_skip = 0
+        self._is_waiting = False  # for the rest of a character
         for token in after:
             self.feed(token)
 
@@ -33,7 +34,14 @@ class Detokenizer:
         if self._to_skip:
             skipped = min(self._to_skip, len(piece))
             piece, self._to_skip = piece[skipped:], self._to_skip - skipped
-        return self._decoder.decode(piece)
+        if not self._is_waiting:
+            try:
+                return piece.decode()  # nearly always, and much faster
+            except UnicodeDecodeError:  # it holds part of a character, or bytes of none
+                pass
+        text = self._decoder.decode(piece)
+        self._is_waiting = bool(self._decoder.getstate()[0])
+        return text
 
     def skip(self, num_bytes: int) -> None:
         """The next bytes to come are out already."""
@@ -47,7 +55,7 @@ class Detokenizer:
     @property
     def is_between_characters(self) -> bool:
         """Whether no byte waits for the rest of its character."""
-        return not self._decoder.getstate()[0]
+        return not self._is_waiting
 
     def copy(self) -> "Detokenizer":
         """As it is now; neither changes the other."""

@@ -26,7 +26,7 @@ def test_pages_beyond_what_was_taken_back_are_free():
     book = PageBook(8)
     holding = stored(book, range(4 * PAGE_TOKENS + 10))
     holding.take_back(2 * PAGE_TOKENS)
-    assert not holding.has_room
+    assert not holding.takes_one
     holding.mend(book)
     assert holding.num_stored == len(holding.pages) * PAGE_TOKENS == 2 * PAGE_TOKENS
     assert book.num_held == 2

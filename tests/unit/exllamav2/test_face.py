@@ -17,6 +17,7 @@ from exllamav2.generator import (
     ExLlamaV2DynamicJob,
     ExLlamaV2DynamicJobAsync,
     ExLlamaV2Sampler,
+    ExLlamaV2SelectFilter,
     ExLlamaV2StreamingGenerator,
 )
 from polybit import generator
@@ -200,6 +201,23 @@ class TestTokenizer:
         assert tokenizer.get_vocab_size() == 260
         assert tokenizer.encode("").shape == (1, 0)
 
+    def test_tables_of_the_vocabulary(self, parts):
+        tokenizer = parts["tokenizer"]
+        a, space_a = tokenizer.single_id("a"), tokenizer.single_id("Ġa")
+        pieces = tokenizer.get_id_to_piece_list()
+        assert (len(pieces), pieces[a], pieces[space_a], pieces[258]) == (260, "a", " a", "")
+        assert tokenizer.get_id_to_piece_list(include_special_tokens=True)[258] == "</s>"
+        assert tokenizer.get_piece_to_id_dict()[" a"] == space_a
+        space = tokenizer.single_id("Ġ")
+        assert tokenizer.get_prefix_to_ids_dict()[" "] == tokenizer.get_prefix_id_to_ids_dict()[space]
+        assert {space, space_a} <= set(tokenizer.get_prefix_to_ids_dict()[" "])
+        ords = tokenizer.get_id_to_ord_list()
+        assert (ords[a], ords[space_a]) == (97, -1)
+        assert tokenizer.get_char_trie().children[" "].children["a"].leaf == [space_a]
+        assert set(tokenizer.get_char_trie_ci().children["a"].leaf) == {a, tokenizer.single_id("A")}
+        assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "<pad>")
+        assert torch.equal(tokenizer.cached_encode_str("abc"), tokenizer.encode("abc"))
+
     def test_no_padding_token_is_minus_one(self, tmp_path):
         byte_level(write_random_model(tmp_path), specials=(), bos_token=None, eos_token=None)
         assert ExLlamaV2Tokenizer(ExLlamaV2Config(str(tmp_path))).pad_token_id == -1
@@ -226,7 +244,7 @@ class TestDynamicGenerator:
         texts = dynamic.generate(["one", "one"], 8, seed=3, gen_settings=[GREEDY, HOT])
         assert texts[0] == dynamic.generate("one", 8, gen_settings=GREEDY)
         assert texts[1] != texts[0]
-        with pytest.raises(RequestError, match="gen_settings has 1 entries for 2 prompts"):
+        with pytest.raises(RequestError, match=r"gen_settings is .*, expected a list of 2"):
             dynamic.generate(["one", "two"], 8, gen_settings=[GREEDY])
 
     def test_stop_conditions_are_ids_and_texts(self, dynamic):
@@ -255,7 +273,6 @@ class TestDynamicGenerator:
         "argument",
         [
             {"filters": [object()]},
-            {"filter_prefer_eos": True},
             {"embeddings": [object()]},
         ],
     )
@@ -284,10 +301,6 @@ class TestDynamicGenerator:
             dynamic.set_loras([object()])
         with pytest.raises(RequestError, match="num_free"):
             dynamic.print_page_list()
-
-    def test_pairs_of_prompts_are_refused(self, dynamic):
-        with pytest.raises(RequestError, match="CFG"):
-            dynamic.generate([("one", "two")], 8)
 
     @pytest.mark.parametrize("argument", [{"draft_model": object()}, {"use_ngram_draft": True}])
     def test_so_is_what_the_generator_cannot_do(self, parts, argument):
@@ -402,10 +415,25 @@ class TestJobs:
         assert {result["serial"] for result in results if result["eos"]} == {1, 3}
         assert parts["cache"].pool.book.num_held == 0
 
-    @pytest.mark.parametrize("ids", [torch.zeros(2, 3), [torch.zeros(1, 3)] * 2, "text"])
-    def test_only_one_row_of_ids(self, ids):
-        with pytest.raises(RequestError, match="one row of ids"):
+    @pytest.mark.parametrize(
+        ("ids", "message"),
+        [(torch.ones(3, 3), "3 rows"), ([torch.ones(1, 3)] * 3, "3 rows"), ("text", "a tensor of ids"), ([], "0 rows")],
+    )
+    def test_only_a_prompt_or_a_pair(self, ids, message):
+        with pytest.raises(RequestError, match=f"input_ids .*{message}"):
             ExLlamaV2DynamicJob(ids, 5)
+
+    def test_its_texts_can_be_seen(self, dynamic, parts):
+        job = self.job(parts, "some")
+        (before,) = job.sequences
+        assert torch.equal(before.sequence_ids, parts["tokenizer"].encode("some"))
+        assert (job.new_tokens, job.cached_tokens, job.cached_pages) == (0, 0, 0)
+        dynamic.enqueue(job)
+        run(dynamic)
+        (after,) = job.sequences
+        assert torch.equal(after.input_ids, before.sequence_ids)
+        assert after.sequence_ids.shape == (1, 4 + job.new_tokens) == (1, 14)
+        assert parts["tokenizer"].decode(after.sequence_ids[0, 4:]) == job.full_completion
 
 
 class TestText:
@@ -425,6 +453,8 @@ class TestText:
         assert told[-1]["full_completion"][:4] == text[:4]
         assert text[4:7].lower() not in told[-1]["full_completion"].lower()
         assert text[4:7] in "".join(result.get("suppressed_text", "") for result in told)
+        gone = [result["suppressed_tokens"][0].tolist() for result in told if "suppressed_tokens" in result]
+        assert dynamic.tokenizer.decode(gone[0]).endswith(text[4:7])
         tokens = [token for result in told if "token_ids" in result for token in result["token_ids"][0].tolist()]
         assert dynamic.tokenizer.decode(tokens) == told[-1]["full_completion"]
 
@@ -446,15 +476,22 @@ class TestText:
                 assert torch.equal(result["top_k_tokens"][..., 0], result["token_ids"])
                 assert result["top_k_probs"].tolist() == [[[1, 0]] * count]
 
+    def test_logits(self, dynamic):
+        for result in self.results(dynamic, return_logits=True):
+            if "token_ids" in result:
+                assert torch.equal(result["logits"].argmax(-1), result["token_ids"])
+
+    def test_what_is_held_at_the_end_is_told_like_the_rest(self, dynamic):
+        text = self.results(dynamic)[-1]["full_completion"]
+        asked = {"return_probs": True, "return_top_tokens": 2, "return_logits": True}
+        last = self.results(dynamic, stop_conditions=[text[4:7]], **asked)[-1]
+        assert last["held"]["text"].startswith(text[4:7])
+        count = last["held"]["token_ids"].shape[1]
+        shapes = {name: tuple(last["held"][name].shape) for name in ("token_probs", "top_k_tokens", "logits")}
+        assert shapes == {"token_probs": (1, count), "top_k_tokens": (1, count, 2), "logits": (1, count, 260)}
+
 
 class TestSettings:
-    @pytest.mark.parametrize(
-        ("name", "value"), [("cfg_scale", 1.5), ("post_sampling_hooks", [print]), ("mirostat_mu", 3.0)]
-    )
-    def test_what_is_not_there_is_refused_by_name(self, dynamic, name, value):
-        with pytest.raises(RequestError, match=f"Settings: {name} is not supported"):
-            dynamic.generate("one", 4, gen_settings=ExLlamaV2Sampler.Settings(**{name: value}))
-
     @pytest.mark.parametrize(
         ("name", "value", "expected"),
         [
@@ -499,6 +536,7 @@ class TestSettings:
             ({"tfs": 0, "typical": 1.5}, {"tfs": 1.0, "typical": 1.0}),
             ({"mirostat": True, "mirostat_tau": 2.0}, {"mirostat_tau": 2.0, "mirostat_eta": 0.1}),
             ({"mirostat_tau": 2.0}, {"mirostat_tau": 0.0}),
+            ({"mirostat": True, "mirostat_mu": 4.0}, {"mirostat_mu": 4.0}),
             ({"temperature_last": True}, {"temperature_last": True}),
             ({"min_temp": 0.5, "max_temp": 2.0}, {"min_temperature": 0.5, "max_temperature": 2.0}),
             ({"min_temp": 0.5}, {"max_temperature": 0.0}),
@@ -533,6 +571,20 @@ class TestSettings:
         warm = ExLlamaV2Sampler.Settings(token_repetition_penalty=1.0, temperature=1.0, top_k=2, top_p=0)
         tokens, *_ = ExLlamaV2Sampler.sample(logits, warm, ids, 0.99, parts["tokenizer"])
         assert tokens.tolist() == [[3], [3]]  # the last of the two that are left, in the order of ids
+        mixed = ExLlamaV2Sampler.Settings.greedy(cfg_scale=2.0)
+        tokens, *_ = ExLlamaV2Sampler.sample(logits, mixed, ids, 0.5, parts["tokenizer"])
+        assert tokens.tolist() == [[1]]
+        with pytest.raises(RequestError, match="expected 2 rows of logits, not 1"):
+            ExLlamaV2Sampler.sample(logits[:1], mixed, ids, 0.5, parts["tokenizer"])
+
+    def test_one_step_within_filters_and_a_healed_prompt(self, parts):
+        tokenizer, logits = parts["tokenizer"], torch.zeros(1, 1, 260)
+        select = ExLlamaV2SelectFilter(parts["model"], tokenizer, ["a"])
+        tokens, *_, ended = ExLlamaV2Sampler.sample(logits, GREEDY, logits, 0.5, tokenizer, filters=[select])
+        assert (tokenizer.decode(tokens[0]), ended) == ("a", True)
+        b = tokenizer.encode("b")
+        tokens, *_, ended = ExLlamaV2Sampler.sample(logits, GREEDY, logits, 0.5, tokenizer, prefix_token=b)
+        assert (tokens.tolist(), ended) == (b.tolist(), False)
 
     def test_misspelt_settings_are_errors(self):
         with pytest.raises(AttributeError):
@@ -577,6 +629,49 @@ class TestOlderGenerators:
         streaming.begin_stream(parts["tokenizer"].encode("one"), GREEDY)
         chunk, eos, ids = streaming.stream()
         assert (chunk, eos, ids.shape) == ("", True, (1, 0))
+        assert parts["cache"].pool.book.num_held == 0
+
+    def test_streaming_tells_what_is_asked_for(self, parts):
+        streaming = ExLlamaV2StreamingGenerator(**parts)
+        streaming.set_stop_conditions([])
+        asked = {"return_probabilities": True, "return_top_tokens": 2, "return_logits": True}
+        streaming.begin_stream_ex(parts["tokenizer"].encode("one"), GREEDY, **asked)
+        result = streaming.stream_ex()
+        count = result["chunk_token_ids"].shape[1]
+        assert torch.equal(result["probs"], torch.ones(1, count))
+        assert torch.equal(result["top_tokens"][..., 0], result["chunk_token_ids"])
+        assert result["top_probs"].shape == (1, count, 2)
+        assert torch.equal(result["logits"].argmax(-1), result["chunk_token_ids"])
+
+    def test_streaming_tells_of_what_was_taken_back(self, parts, dynamic):
+        text = dynamic.generate("one", 30, gen_settings=GREEDY, completion_only=True)
+        streaming = ExLlamaV2StreamingGenerator(**parts)
+        streaming.set_stop_conditions([])
+        streaming.begin_stream_ex(parts["tokenizer"].encode("one"), GREEDY, banned_strings=[text[4:7]])
+        assert text[4:7] in "".join(streaming.stream_ex().get("suppressed", "") for _ in range(10))
+
+    def test_tokens_may_be_banned_for_a_piece(self, parts):
+        streaming = ExLlamaV2StreamingGenerator(**parts)
+        streaming.set_stop_conditions([])
+        ids = parts["tokenizer"].encode("one")
+        streaming.begin_stream_ex(ids, GREEDY)
+        free = [streaming.stream_ex()["chunk_token_ids"][0].tolist() for _ in range(4)]
+        streaming.begin_stream_ex(ids, GREEDY)
+        assert streaming.stream_ex()["chunk_token_ids"][0].tolist() == free[0]
+        assert not set(streaming.stream_ex(ban_tokens=free[1])["chunk_token_ids"][0].tolist()) & set(free[1])
+        again = streaming.sequence_ids
+        after = streaming.stream_ex()["chunk_token_ids"][0].tolist()
+        streaming.begin_stream_ex(again, GREEDY)
+        assert streaming.stream_ex()["chunk_token_ids"][0].tolist() == after  # as if nothing had been banned
+        with pytest.raises(RequestError, match=r"ban_tokens is .*, expected ids from 0 to 259"):
+            streaming.stream_ex(ban_tokens=[260])
+
+    def test_an_abort_ends_the_stream(self, parts):
+        streaming, event = ExLlamaV2StreamingGenerator(**parts), threading.Event()
+        streaming.begin_stream_ex(parts["tokenizer"].encode("one"), HOT, abort_event=event)
+        streaming.stream_ex()
+        event.set()
+        assert streaming.stream_ex()["eos"]
         assert parts["cache"].pool.book.num_held == 0
 
     def test_nothing_is_carried_on(self, parts):

@@ -8,7 +8,7 @@ import pytest
 from polybit.errors import RequestError
 from polybit.generator import SamplingParams, load
 from polybit.generator.request import new_sequence
-from polybit.generator.sampling.mask import tokens_in
+from polybit.generator.sampling.mask import mask_of, tokens_in
 from random_model import write_random_model
 from unit.text.folders import byte_level
 
@@ -43,8 +43,21 @@ def test_log_probabilities_come_with_each_token(engine):
     for report in done.logprobs:
         assert report.model_logprob < report.logprob <= 0
         assert len(report.likeliest) == 2
+        assert report.logits is None
     assert engine.generate("p", max_tokens=2).logprobs == ()
     assert engine.generate("p", max_tokens=2, mirostat_tau=3.0).logprobs == ()
+
+
+def test_logits_come_with_each_token_as_the_model_gave_them(engine):
+    done = engine.generate("p", temperature=0, max_tokens=3, return_logits=True, logit_bias={65: 1000})
+    for report in done.logprobs:
+        assert report.logits.shape == (260,)
+        assert report.logits.log_softmax(-1)[65].item() == pytest.approx(report.model_logprob, abs=1e-5)
+
+
+def test_mirostats_bound_begins_where_it_is_told(engine):
+    params = SamplingParams(mirostat_tau=3.0, mirostat_mu=2.5)
+    assert new_sequence([1], params, engine.tokenizer, VOCABULARY, 9, shown=()).sampling.bound == 2.5
 
 
 def test_mirostat_learns_from_each_token(engine):
@@ -87,6 +100,7 @@ class TestText:
         banned = free.text[8:11]
         done = engine.generate("p", seed=4, temperature=1, max_tokens=30, ignore_eos=True, banned_strings=banned)
         assert done.suppressed[0].lower() == banned.lower()
+        assert engine.tokenizer.decode(done.suppressed_tokens).lower().startswith(banned[:2].lower())
         assert done.text[:8] == free.text[:8]
         assert banned.lower() not in done.text.lower()
         assert len(done.tokens) == 30
@@ -141,4 +155,64 @@ class TestText:
         assert {engine.generate("p", seed=seed, **wanted).text for seed in range(20)} == {"no"}
         with pytest.raises(RequestError, match="no token is left to go on with"):
             engine.generate("p", seed=1, choices="yes", banned_strings="yes")
+        assert engine.pool.book.num_held == 0
+
+
+class Odd:
+    """A filter of somebody's own: nothing but tokens of odd ids, and three of them."""
+
+    def __init__(self):
+        self.tokens = []
+
+    def allowed(self):
+        return mask_of(range(1, 256, 2), VOCABULARY)
+
+    @property
+    def is_done(self):
+        return len(self.tokens) == 3
+
+    def accept(self, token):
+        self.tokens.append(token)
+
+    def rewind(self, num_tokens):
+        del self.tokens[len(self.tokens) - num_tokens :]
+
+
+class TestCodeOfTheRequestsOwn:
+    def test_a_filter(self, engine):
+        done = engine.stream("p", seed=1, own_filter=Odd()).drain()
+        assert [token % 2 for token in done.tokens] == [1, 1, 1]
+        assert (done.finish_reason, done.stopped_by) == ("stop", None)
+
+    @pytest.mark.parametrize("fields", [{"regex": "a+"}, {"token_healing": True}])
+    def test_a_filter_beside_another_is_refused(self, engine, fields):
+        with pytest.raises(RequestError, match="leave one of them out"):
+            engine.stream("p", own_filter=Odd(), **fields)
+
+    def test_a_mask_of_another_size_is_refused_before_it_reaches_a_batch(self, engine):
+        class Wide(Odd):
+            def allowed(self):
+                return mask_of([1], 2 * VOCABULARY)
+
+        with pytest.raises(RequestError, match=r"own filter allows int32 \(17,\), expected 9 words"):
+            engine.stream("p", own_filter=Wide())
+
+    def test_each_token_may_be_replaced(self, engine):
+        seen = []
+        with engine.stream("p", max_tokens=4, logprobs=2, revise=lambda drawn: seen.append(drawn) or 66) as stream:
+            assert stream.drain().tokens == (66,) * 4
+        assert [len(drawn.report.likeliest) for drawn in seen] == [2] * 4
+
+    @pytest.mark.parametrize(
+        ("revise", "message"),
+        [
+            (lambda drawn: 260, "revise gave 260, expected a token id from 0 to 259"),
+            (lambda drawn: 1 // 0, "own revise failed: ZeroDivisionError"),
+        ],
+    )
+    def test_where_it_fails_the_others_go_on(self, engine, revise, message):
+        other = engine.stream("other", max_tokens=5, ignore_eos=True)
+        with pytest.raises(RequestError, match=message):
+            engine.stream("p", revise=revise).drain()
+        assert len(other.drain().tokens) == 5
         assert engine.pool.book.num_held == 0

@@ -29,13 +29,12 @@ class Pool:
         copied = [list(self.slots[copy.source]) for copy in plan.copies]
         for copy, contents in zip(plan.copies, copied, strict=True):
             self.slots[copy.target] = contents
-        for part in plan.parts:
+        for part in plan.parts + plan.beside:
             self.compute(part.sequence, part.count)
+        self.started += [part.sequence for part in plan.parts if part.sequence not in self.started]
         return plan
 
     def compute(self, sequence, count):
-        if sequence not in self.started:
-            self.started.append(sequence)
         stored, stop = sequence.num_stored, sequence.num_stored + count
         assert len(sequence.pages) == len(set(sequence.pages)) == pages_for(stop)
         expected = self.hashes_of(sequence)[:stop]
@@ -58,18 +57,23 @@ class Pool:
         plan = self.step()
         for part in plan.parts:
             sequence = part.sequence
+            assert len({member.num_pending == 0 for member in sequence.members}) == 1, "one is ahead of the other"
             if sequence.num_pending == 0 and (following := token(sequence)) is not None:
-                sequence.tokens.append(following)
+                for member in sequence.members:
+                    member.tokens.append(following)
             elif sequence.num_pending == 0:
                 sequence.take_back(min(300, len(sequence.tokens) - self.prompts[sequence]))
-                del self.hashes[sequence][len(sequence.tokens) :]
+                for member in sequence.members:
+                    del self.hashes[member][len(member.tokens) :]
         self.scheduler.stored(plan)
         assert self.book.num_free + self.book.num_held == self.book.total
         return plan
 
-    def add(self, tokens, **options):
+    def add(self, tokens, beside=None, **options):
         sequence = Holding(tokens)
-        self.hashes[sequence], self.prompts[sequence] = [], len(tokens)
+        sequence.companion = None if beside is None else Holding(beside)
+        self.hashes |= {member: [] for member in sequence.members}
+        self.prompts[sequence] = len(tokens)
         self.scheduler.add(sequence, **options)
         return sequence
 
@@ -110,6 +114,32 @@ class TestPrompts:
         assert len(counts(pool.advance())) == 3
         pool.scheduler.remove(sequences[1])
         assert [part.sequence for part in pool.advance().parts] == [sequences[0], sequences[2], sequences[3]]
+
+
+class TestCompanions:
+    def test_both_read_their_prompts_and_take_each_token_together(self):
+        pool = Pool(20, Limits(64, prompt_tokens=300))
+        sequence = pool.add(text(10), beside=text(500, 1))
+        plans = [pool.advance() for _ in range(5)]
+        assert [counts(plan) for plan in plans] == [[9], [], [1], [1], [1]]
+        assert [[part.count for part in plan.beside] for plan in plans] == [[256], [243], [1], [1], [1]]
+        assert sequence.tokens[10:] == sequence.companion.tokens[500:]
+        pool.scheduler.remove(sequence)
+        assert pool.book.num_held == 0
+
+    def test_both_are_sent_away_and_come_back(self):
+        pool = Pool(4, Limits(64, prompt_tokens=2048))
+        first = pool.add(text(250))
+        second = pool.add(text(200, 1), beside=text(100, 2))
+        pool.advance(), pool.advance()
+        for _ in range(300):
+            pool.advance()
+        assert second.pages == second.companion.pages == []
+        pool.scheduler.remove(first)
+        pool.advance(), pool.advance()
+        assert second.pages
+        assert second.companion.pages
+        assert second.tokens[200:] == second.companion.tokens[100:]
 
 
 class TestSharing:
@@ -268,14 +298,15 @@ class TestTakingBack:
 
 
 def serve_all(pool, requests, rng, cancel_rate, take_back_rate=0.0):
-    """Requests (prompt, length of answer, patience) that come at random and are sometimes given up; all must end."""
+    """Requests (prompt, length of answer, patience, prompt beside it or None) that come at random and are sometimes
+    given up; all must end."""
     waiting, ends = list(requests), {}
     while waiting or len(pool.scheduler):
         while waiting and rng.random() < 0.7:
-            prompt, answer, patience = waiting.pop()
-            ends[pool.add(prompt, patience=patience)] = len(prompt) + answer
+            prompt, answer, patience, beside = waiting.pop()
+            ends[pool.add(prompt, beside, patience=patience)] = len(prompt) + answer
         plan = pool.advance(lambda sequence: None if rng.random() < take_back_rate else rng.randrange(3))
-        assert plan.parts or not len(pool.scheduler), "nobody moves"
+        assert not plan.is_empty or not len(pool.scheduler), "nobody moves"
         for part in plan.parts:
             if len(part.sequence.tokens) >= ends[part.sequence]:
                 pool.scheduler.remove(part.sequence)
@@ -289,27 +320,33 @@ def test_a_thousand_requests_with_a_pool_of_a_tenth_of_their_demand_all_end(seed
     rng = random.Random(seed)
     shared = [text(rng.randrange(300, 700), 1 + i) for i in range(5)]
     requests = [
-        (rng.choice(shared)[: rng.randrange(600)] + text(rng.randrange(1, 300), 10 + i), rng.randrange(1, 40), 4)
+        (rng.choice(shared)[: rng.randrange(600)] + text(rng.randrange(1, 300), 10 + i), rng.randrange(1, 40), 4, None)
         for i in range(1000)
     ]
     at_once = 30
-    demand = sum(pages_for(len(prompt) + answer) for prompt, answer, _ in requests[:at_once])
+    demand = sum(pages_for(len(prompt) + answer) for prompt, answer, *_ in requests[:at_once])
     pool = Pool(max(5, demand // 10), Limits(at_once, 2048))
     serve_all(pool, requests, rng, cancel_rate=0.002)
     assert pool.book.num_held == 0
-    arrived = {sequence: number for number, sequence in enumerate(pool.hashes)}
+    arrived = {sequence: number for number, sequence in enumerate(pool.prompts)}
     for turn, sequence in enumerate(pool.started):
         earlier = sum(arrived[other] > arrived[sequence] for other in pool.started[:turn])
         assert earlier <= 4, "starved"
 
 
-requests = st.tuples(st.integers(0, 3), st.integers(1, 900), st.integers(1, 300), st.sampled_from([0, 1, 4, None]))
+prompts = st.tuples(st.integers(1, 900), st.integers(0, 3))  # length, and of which text
+patiences = st.sampled_from([0, 1, 4, None])
+requests = st.tuples(prompts, st.integers(1, 300), patiences, st.none() | prompts)
 
 
 @given(st.lists(requests, min_size=1, max_size=12), st.integers(5, 9), st.integers(1, 5), st.integers(0, 99))
 def test_any_requests_end_and_read_only_what_belongs_to_them(wanted, pages, at_once, seed):
     """Prompts of four texts only, so that pages are shared in every way there is; the stub checks what is read."""
     pool = Pool(pages, Limits(at_once, prompt_tokens=300, tokens_beside=100))
-    made = [(text(length, which), answer, patience) for which, length, answer, patience in wanted]
+    made = [
+        (text(*prompt), answer, patience, None if beside is None else text(*beside))
+        for prompt, answer, patience, beside in wanted
+        if pages_for(prompt[0] + answer) + (0 if beside is None else pages_for(beside[0] + answer)) <= pages
+    ]
     serve_all(pool, made, random.Random(seed), cancel_rate=0.01, take_back_rate=0.003)
     assert pool.book.num_held == 0

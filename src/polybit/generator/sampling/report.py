@@ -1,7 +1,9 @@
 """What comes back for a row: its token, and what its request wanted to know about it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from torch import Tensor
 
 Ranked = tuple[tuple[int, float], ...]  # tokens and their natural log probabilities, likeliest first
 
@@ -15,6 +17,7 @@ class Report:
     model_likeliest: Ranked
     likeliest: Ranked
     surprise: float | None = None  # in bits, where mirostat steers by it
+    logits: Tensor | None = field(default=None, compare=False, repr=False)  # [V] of the model, on the host, on request
 
 
 class Drawn(NamedTuple):

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from polybit.errors import KernelError, PolybitError, RequestError
 from polybit.generator.sampling.mask import is_member
-from polybit.generator.sampling.randomness import PICK
+from polybit.generator.sampling.randomness import PICK, uniforms
 from polybit.generator.sampling.report import Drawn, Ranked, Report
 from polybit.generator.sampling.state import SamplingState
-from polybit.generator.sampling.steps import MIROSTAT
+from polybit.generator.sampling.steps import MIROSTAT, TOP_K
+from polybit.generator.sampling.truncation import likeliest_k
 
 UNUSABLE = -1  # in place of a token, where no logit is a finite number
 States = Sequence[SamplingState]
@@ -32,7 +33,10 @@ class Sampled:
 
     def drawn(self) -> list[Drawn]:
         """Waits for the device."""
-        return [Drawn(token, self.reports.get(row)) for row, token in enumerate(self.tokens.tolist())]
+        tokens: list[int] = self.tokens.tolist()
+        if not self.reports:
+            return [Drawn(token) for token in tokens]
+        return [Drawn(token, self.reports.get(row)) for row, token in enumerate(tokens)]
 
 
 def sample(logits: Tensor, states: States) -> Sampled:
@@ -57,8 +61,8 @@ def distributions(logits: Tensor, states: States) -> Tensor:
     open_logits = masked(logits, states)
     for rows in _groups(states):
         at = torch.tensor(rows, device=logits.device)
-        final, *_ = _through_steps(open_logits[at], [states[row] for row in rows])
-        probs[at] = _final(final, states[rows[0]]).softmax(-1)
+        left = _through_steps(open_logits[at], [states[row] for row in rows])
+        probs[at] = _final(left.whole(left.logits), states[rows[0]]).softmax(-1)
     return probs
 
 
@@ -116,28 +120,63 @@ def _groups(states: States) -> list[list[int]]:
 
 
 def _sample_group(raw: Tensor, logits: Tensor, states: States) -> Sampled:
-    final, before_mirostat, uniforms = _through_steps(logits, states)
-    tokens = likeliest(final) if states[0].is_greedy else draw(final, uniforms)
+    left = _through_steps(logits, states)
+    tokens = likeliest(left.logits) if states[0].is_greedy else left.tokens_at(draw(left.logits, left.uniforms))
     rows = [row for row, s in enumerate(states) if s.is_reported]
     if not rows:
         return Sampled(tokens)
     at = torch.tensor(rows, device=logits.device)
     seen = [states[row] for row in rows]
-    reports = _reports(tokens[at], raw[at], _final(final[at], seen[0]), before_mirostat[at], seen)
+    final, before_mirostat = (left.whole(logits)[at] for logits in (left.logits, left.before_mirostat))
+    reports = _reports(tokens[at], raw[at], _final(final, seen[0]), before_mirostat, seen)
     return Sampled(tokens, {row: report for row, report in zip(rows, reports, strict=True) if report is not None})
 
 
-def _through_steps(logits: Tensor, states: States) -> tuple[Tensor, Tensor, Tensor]:
-    """The logits [S, V] after all steps, those that mirostat got (else the last), and numbers [S] to draw by."""
-    is_drawn = not states[0].is_greedy
-    numbers = [[*state.constants, state.uniform(PICK) if is_drawn else 0.0] for state in states]
-    values = torch.tensor(numbers, dtype=torch.float32).T.to(logits.device)
-    before_mirostat, first = logits, 0
-    for step in states[0].steps:
+@dataclass(frozen=True)
+class Left:
+    """What is left of a group's logits after all steps: C columns, which are all tokens or `candidates`."""
+
+    logits: Tensor  # [S, C]
+    before_mirostat: Tensor  # [S, C], as mirostat got them, else as the last step did
+    uniforms: Tensor  # [S], to draw by
+    vocab_size: int
+    candidates: Tensor | None = None  # [S, C], tokens in the order of their ids; None: column i is token i
+
+    def tokens_at(self, columns: Tensor) -> Tensor:
+        """The tokens of columns [S]; UNUSABLE stays what it is."""
+        if self.candidates is None:
+            return columns
+        tokens = self.candidates.gather(1, columns.clamp_min(0)[:, None])[:, 0]
+        return torch.where(columns == UNUSABLE, UNUSABLE, tokens)
+
+    def whole(self, logits: Tensor) -> Tensor:
+        """logits [S, C] -> [S, V]."""
+        if self.candidates is None:
+            return logits
+        nothing = logits.new_full((len(logits), self.vocab_size), -math.inf)
+        return nothing.scatter(1, self.candidates, logits)
+
+
+def _through_steps(logits: Tensor, states: States) -> Left:
+    steps, is_greedy, vocab_size = states[0].steps, states[0].is_greedy, logits.shape[-1]
+    if is_greedy and not steps:
+        return Left(logits, logits, logits.new_zeros(len(states)), vocab_size)
+    numbers = np.zeros((len(states), len(states[0].constants) + 1), np.float32)
+    numbers[:, :-1] = [state.constants for state in states]
+    if not is_greedy:
+        numbers[:, -1] = uniforms([state.key for state in states], [state.count(PICK) for state in states])
+    values = torch.from_numpy(numbers).T.to(logits.device)
+    before_mirostat, first, candidates = logits, 0, None
+    for step in steps:
         before_mirostat = logits if step is MIROSTAT else before_mirostat
-        logits = step.apply(logits, values[first : first + len(step.fields)], states)
+        parameters = values[first : first + len(step.fields)]
+        if step is TOP_K and (found := likeliest_k(logits, parameters[0], states[0].num_candidates)) is not None:
+            logits, candidates = found
+            before_mirostat = logits
+        else:
+            logits = step.apply(logits, parameters, states)
         first += len(step.fields)
-    return logits, before_mirostat, values[-1]
+    return Left(logits, before_mirostat, values[-1], vocab_size, candidates)
 
 
 def _final(logits: Tensor, state: SamplingState) -> Tensor:
@@ -165,6 +204,7 @@ def _reports(
             model_likeliest=model_likeliest[i],
             likeliest=likeliest_drawn[i],
             surprise=surprises[i] if states[i].params.mirostat_tau > 0 else None,
+            logits=raw[i].to("cpu", copy=True) if states[i].params.return_logits else None,
         )
         for i, token in enumerate(tokens.tolist())
     ]

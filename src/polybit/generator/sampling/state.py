@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from polybit.generator.params import SamplingParams
 from polybit.generator.sampling.history import History, changes
 from polybit.generator.sampling.mask import TokenMask
-from polybit.generator.sampling.randomness import NUMBERS_A_TOKEN, uniform
+from polybit.generator.sampling.randomness import NUMBERS_A_TOKEN
 from polybit.generator.sampling.report import Report
-from polybit.generator.sampling.steps import steps_of
+from polybit.generator.sampling.steps import num_candidates, steps_of
 from polybit.generator.sampling.truncation import next_bound
 
 
@@ -31,22 +31,24 @@ class SamplingState:
         self.params = params
         self.steps = steps_of(params)
         self.is_greedy = params.is_greedy
-        self.is_reported = params.logprobs is not None or params.mirostat_tau > 0
-        self.kind = f"{self.is_greedy} {' '.join(step.name for step in self.steps)}"  # rows of one go together
+        self.is_reported = params.is_reported or params.mirostat_tau > 0
+        self.num_candidates = num_candidates(params)
+        names = " ".join(step.name for step in self.steps)
+        self.kind = f"{self.is_greedy} {self.num_candidates} {names}"  # rows of one go together
         self.constants = [float(getattr(params, name)) for step in self.steps for name in step.fields]
         self.breakers = breakers
         self.spared = spared
         self.bias = changes(params.logit_bias)
         self.blocked: Collection[int] = ()
         self.allowed: TokenMask | None = None
-        self.bound = 2 * params.mirostat_tau  # mirostat's mu, in bits
+        self.bound = 2 * params.mirostat_tau if params.mirostat_mu is None else params.mirostat_mu  # in bits
         self.history = History(prompt if params.reads_text else ())
-        self._key = random.getrandbits(63) if params.seed is None else params.seed
+        self.key = random.getrandbits(63) if params.seed is None else params.seed
         self._num_drawn = 0
 
-    def uniform(self, purpose: int) -> float:
-        """The next token's own number of [0, 1)."""
-        return uniform(self._key, self._num_drawn * NUMBERS_A_TOKEN + purpose)
+    def count(self, purpose: int) -> int:
+        """Which number of its stream is the next token's own."""
+        return self._num_drawn * NUMBERS_A_TOKEN + purpose
 
     def accept(self, token: int, report: Report | None = None) -> None:
         """The token that was drawn, and what `sample` reported of it, if it did."""

@@ -13,13 +13,14 @@ from polybit.generator.params import SamplingParams
 from polybit.generator.sampling import penalties, shaping, truncation
 from polybit.generator.sampling.history import Changes, History, Ids, changes, fading, repeats
 from polybit.generator.sampling.mask import is_member, mask_of
-from polybit.generator.sampling.randomness import EXCLUDE
+from polybit.generator.sampling.randomness import EXCLUDE, uniforms
 
 if TYPE_CHECKING:
     from polybit.generator.sampling.state import SamplingState
 
 States = Sequence["SamplingState"]
 NEVER = 2.0  # a probability that no token has
+FEWEST_CANDIDATES, MOST_CANDIDATES = 64, 1024
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Step:
     is_on: Callable[[SamplingParams], bool]
     apply: Callable[[Tensor, Tensor, States], Tensor]
     moves_best: bool = False  # may change which token is the likeliest
+    reads_tokens: bool = False  # looks at which token a logit is of
 
 
 def _of_logits(function: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, States], Tensor]:
@@ -105,7 +107,8 @@ def _mirostat(logits: Tensor, values: Tensor, states: States) -> Tensor:
 
 def _exclude_top(logits: Tensor, values: Tensor, states: States) -> Tensor:
     """The threshold where this token's draw says so, else one that nothing reaches."""
-    drawn = [state.uniform(EXCLUDE) < state.params.xtc_probability for state in states]
+    numbers = uniforms([state.key for state in states], [state.count(EXCLUDE) for state in states])
+    drawn = [bool(number < state.params.xtc_probability) for number, state in zip(numbers, states, strict=True)]
     if not any(drawn):
         return logits
     thresholds = [s.params.xtc_threshold if hit else NEVER for s, hit in zip(states, drawn, strict=True)]
@@ -115,6 +118,7 @@ def _exclude_top(logits: Tensor, values: Tensor, states: States) -> Tensor:
     return truncation.exclude_top(logits, torch.tensor(thresholds, device=logits.device), spared)
 
 
+TOP_K = _filter("top_k", truncation.top_k, off=0)
 MIROSTAT = Step("mirostat", (), lambda p: p.mirostat_tau > 0, _mirostat)
 
 STEPS = (
@@ -135,7 +139,7 @@ STEPS = (
         _of_logits(shaping.temperature),
     ),
     _filter("top_n_sigma", truncation.top_n_sigma, off=0),
-    _filter("top_k", truncation.top_k, off=0),
+    TOP_K,
     _filter("top_p", truncation.top_p, off=1),
     _filter("top_a", truncation.top_a, off=0),
     _filter("min_p", truncation.min_p, off=0),
@@ -154,9 +158,21 @@ STEPS = (
         lambda p: p.temperature != 1 and p.temperature_last,
         _of_logits(shaping.temperature),
     ),
-    Step("xtc", (), lambda p: p.xtc_probability > 0, _exclude_top),
+    Step("xtc", (), lambda p: p.xtc_probability > 0, _exclude_top, reads_tokens=True),
     _filter("skew", shaping.skew, off=0),
 )
+
+
+def num_candidates(params: SamplingParams) -> int:
+    """Columns that hold what top_k leaves, where the steps after it need no others; 0: they do, or all are left.
+
+    A power of two, so that numbers are added up in the same order whatever rows stand beside.
+    """
+    steps = steps_of(params)
+    is_bounded = TOP_K in steps and params.top_k <= MOST_CANDIDATES
+    if not is_bounded or any(step.reads_tokens for step in steps):
+        return 0
+    return max(FEWEST_CANDIDATES, 1 << (params.top_k - 1).bit_length())
 
 
 def steps_of(params: SamplingParams) -> tuple[Step, ...]:

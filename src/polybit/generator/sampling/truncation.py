@@ -25,6 +25,21 @@ def top_k(logits: Tensor, k: Tensor) -> Tensor:
     return _drop(logits, logits < last)
 
 
+def likeliest_k(logits: Tensor, k: Tensor, room: int) -> tuple[Tensor, Tensor] | None:
+    """What `top_k` keeps as `room` columns: their logits and tokens, both [S, room], in the order of the tokens.
+
+    None where some row keeps more, because of equals, or where the vocabulary has no more anyhow.
+    """
+    if not 0 < room < logits.shape[-1]:
+        return None
+    ranked, tokens = logits.topk(room + 1)
+    ranked = _drop(ranked, ranked < ranked.gather(1, (k.long() - 1)[:, None]))
+    if ranked[:, -1].isfinite().any():
+        return None
+    tokens, order = tokens[:, :-1].sort()
+    return ranked.gather(1, order), tokens
+
+
 def top_p(logits: Tensor, p: Tensor) -> Tensor:
     """Keep the smallest set of likeliest tokens whose probability reaches `p` [S] (nucleus, arXiv 1904.09751)."""
     probs = logits.softmax(-1)

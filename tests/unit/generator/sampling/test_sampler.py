@@ -9,9 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from closeness import assert_close
 from polybit.errors import KernelError, RequestError
 from polybit.generator.sampling import UNUSABLE, SamplingState, distributions, sample, unusable
 from polybit.generator.sampling.mask import is_member, mask_of, tokens_in
+from polybit.generator.sampling.randomness import uniforms
 from polybit.generator.sampling.sampler import draw, masked
 from unit.generator.sampling.rows import VOCABULARY, chi_square, kept, of_probs, params, random_logits, states
 
@@ -50,6 +52,38 @@ def test_a_row_does_not_depend_on_its_batch(rows, seed):
     alone = [sample(logits[i : i + 1], [state]) for i, state in enumerate(batch)]
     assert together.tokens.tolist() == [int(one.tokens) for one in alone]
     assert together.reports == {i: one.reports[0] for i, one in enumerate(alone) if one.reports}
+
+
+@given(st.lists(settings, min_size=2, max_size=5), st.integers(0, 1000))
+def test_the_few_that_top_k_leaves_are_what_all_would_be(rows, seed):
+    logits = random_logits(len(rows), seed, vocabulary=300)
+    few, of_all = (
+        [SamplingState(params(**{"top_k": 40, "logprobs": 2} | row), [i, i + 1, i]) for i, row in enumerate(rows)]
+        for _ in range(2)
+    )
+    for state in of_all:
+        state.num_candidates = 0
+    expected, found = sample(logits, of_all), sample(logits, few)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert_close(distributions(logits, few), distributions(logits, of_all))
+    for row, report in found.reports.items():
+        assert report.likeliest[0] == (expected.reports[row].likeliest[0][0], pytest.approx(report.likeliest[0][1]))
+        assert few[row].params.mirostat_tau == 0 or report.surprise == pytest.approx(
+            expected.reports[row].surprise, rel=1e-4, abs=1e-5
+        )
+
+
+def test_more_equals_than_there_is_room_for_all_stay():
+    probs = distributions(torch.zeros(2, 300), states(2, top_k=3))
+    assert torch.equal(probs, torch.full((2, 300), 1 / 300))
+
+
+def test_a_row_of_few_does_not_depend_on_its_batch():
+    logits = random_logits(3, 1, vocabulary=300)
+    batch = [SamplingState(params(top_k=k, logprobs=2, seed=k), []) for k in (3, 64, 65)]
+    assert [state.num_candidates for state in batch] == [64, 64, 128]
+    alone = [sample(logits[i : i + 1], [state]).reports[0] for i, state in enumerate(batch)]
+    assert sample(logits, batch).reports == dict(enumerate(alone))
 
 
 @given(st.lists(settings, min_size=2, max_size=5), st.integers(0, 1000))
@@ -213,24 +247,44 @@ class TestUnusableLogits:
             raise unusable(logits[0], 2)
 
 
+def number(state, purpose):
+    return uniforms([state.key], [state.count(purpose)])[0]
+
+
+def test_numbers_are_splitmix64s():
+    """By its definition in plain integers; the first words after seed 1234567 are published."""
+    word = (1 << 64) - 1
+
+    def finish(z):
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & word
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB & word
+        return z ^ (z >> 31)
+
+    stride = 0x9E3779B97F4A7C15
+    assert [finish(1234567 + n * stride & word) for n in (1, 2)] == [6457827717110365317, 3203168211198807973]
+    keys, counts = [0, 7, 2**63 - 1], [0, 5, 10**9]
+    expected = [(finish(finish(k) + (n + 1) * stride & word) >> 40) / 2**24 for k, n in zip(keys, counts, strict=True)]
+    assert uniforms(keys, counts).tolist() == expected
+
+
 class TestState:
     def test_the_same_seed_draws_the_same_numbers(self):
         first, second = states(seed=7)[0], states(seed=7)[0]
-        assert [first.uniform(0), first.uniform(1)] == [second.uniform(0), second.uniform(1)]
-        assert first.uniform(0) != first.uniform(1)
+        assert [number(first, 0), number(first, 1)] == [number(second, 0), number(second, 1)]
+        assert number(first, 0) != number(first, 1)
         first.accept(1)
-        assert first.uniform(0) != second.uniform(0)
-        assert second.ahead([9]).uniform(0) == first.uniform(0)
+        assert number(first, 0) != number(second, 0)
+        assert number(second.ahead([9]), 0) == number(first, 0)
 
     def test_without_a_seed_they_differ(self):
-        assert states(seed=None)[0].uniform(0) != states(seed=None)[0].uniform(0)
+        assert number(states(seed=None)[0], 0) != number(states(seed=None)[0], 0)
 
     def test_a_taken_back_token_is_drawn_by_a_new_number(self):
         (state,) = states()
-        before = state.uniform(0)
+        before = number(state, 0)
         state.accept(3)
         state.rewind(1)
-        assert state.uniform(0) != before
+        assert number(state, 0) != before
 
     def test_what_is_ahead_leaves_the_present_alone(self):
         (state,) = states(text=[1], repetition_penalty=2.0)
