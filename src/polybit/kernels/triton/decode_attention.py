@@ -214,6 +214,7 @@ def _take_in_quantized(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
     K_BITS: tl.constexpr,
     V_BITS: tl.constexpr,
@@ -259,7 +260,16 @@ def _take_in_quantized(
     new_maximum = tl.maximum(maximum, tl.max(maxima, 0))
     shares, decay = tl.exp2(maxima - new_maximum[None, :]), tl.exp2(maximum - new_maximum)
     total = total * decay + tl.sum(shares * totals, 0)
-    mixed = in_order_of_features(tl.sum(found * shares[:, :, None], 0), BLOCK_M, BLOCK_D, V_BITS, SPAN)
+    shared = found * shares[:, :, None]
+    if BLOCK_G * 2 <= BLOCK_M:  # what the lower half found of no head need not go from warp to warp
+        upper = (tl.arange(0, 2) == 0)[None, :, None, None]
+        halves = tl.reshape(shared, [WARPS, 2, BLOCK_M // 2, BLOCK_D])
+        half = tl.sum(tl.sum(tl.where(upper, halves, 0.0), 1), 0)
+        mixed = tl.broadcast_to(half[None, :, :], 2, BLOCK_M // 2, BLOCK_D)
+        mixed = tl.reshape(mixed, [BLOCK_M, BLOCK_D])
+    else:
+        mixed = tl.sum(shared, 0)
+    mixed = in_order_of_features(mixed, BLOCK_M, BLOCK_D, V_BITS, SPAN)
     return new_maximum, total, accumulator * decay[:, None] + mixed
 
 
@@ -419,7 +429,7 @@ def _decode_attention(
             queries, keys, k_steps, even, odd, even_steps, odd_steps, maximum, total, accumulator,
             k_pages, v_pages, k_scales, v_scales, page_row, num_pages, kv_head, first_chunk + part, stop_chunk,
             num_parts, position, scale, window, softcap,
-            NUM_KV_HEADS, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D, PAGE_TOKENS, K_BITS, V_BITS, SPAN, WARPS,
+            NUM_KV_HEADS, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_G, PAGE_TOKENS, K_BITS, V_BITS, SPAN, WARPS,
         )  # fmt: skip
     else:
         for chunk in range(first_chunk + part, stop_chunk, num_parts):
