@@ -1,9 +1,10 @@
 """Attention of one new token for each sequence, from the product's columns to mixed values in one launch.
 
 A program takes the heads that share a key head, norms and turns them in registers, and goes through chunks of the
-sequence's keys, the next one on its way while it works on one (online softmax, arXiv 2205.14135). Chunks are dealt out
-among programs. The last of them also stores the new key and value, which nobody reads back from their page; whoever
-finishes last joins what all have found, in a fixed order. Logits are kept in units of log2.
+sequence's keys, the next one on its way while it works on one (online softmax, arXiv 2205.14135). Of quantized pages
+each warp works on keys of its own, as fragments.py lays them. Chunks are dealt out among programs. The last of them
+also stores the new key and value, which nobody reads back from their page; whoever finishes last joins what all have
+found, in a fixed order. Logits are kept in units of log2.
 
 Where cards can, it starts while the launch before it still works, and reads the first of the older keys and values.
 """
@@ -17,9 +18,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polybit.kernels.pages import GROUP, Pages
+from polybit.kernels.pages import FULL, GROUP, Pages
 from polybit.kernels.protocol import HeadNorm, Rotation
+from polybit.kernels.triton import fragments
 from polybit.kernels.triton.attention import LOG2_E, capped
+from polybit.kernels.triton.fragments import (
+    QUAD,
+    QUADS,
+    in_order_of_features,
+    in_order_of_keys,
+    key_places,
+    keys_of,
+    load_words,
+    value_places,
+    vector,
+)
 from polybit.kernels.triton.pages import arguments_of
 from polybit.kernels.triton.reduction import MAX_SUMS, arrives_last, can_overlap, counters, num_processors
 from polybit.kernels.triton.rope import dense_heads
@@ -97,6 +110,167 @@ def _load_chunk(
     keys, k_steps = load_rows(k_pages, k_scales, first, row, inside, HEAD_DIM, BLOCK_D, K_BITS, SPAN)
     values, v_steps = load_rows(v_pages, v_scales, first, row, inside, HEAD_DIM, BLOCK_D, V_BITS, SPAN)
     return keys, values, k_steps, v_steps
+
+
+@triton.jit
+def _load_at(
+    pages,
+    scales,
+    page_row,
+    num_pages,
+    kv_head,
+    start,
+    stop,
+    key,
+    word,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr,
+    BITS: tl.constexpr,
+    SPAN: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """Words of keys start + key of a sequence, those before `stop`, and their scales."""
+    inside = start + key < stop
+    if PAGE_TOKENS % BLOCK_N == 0:
+        place = start // PAGE_TOKENS
+        page = tl.load(page_row + place, place < num_pages, other=0).to(tl.int64)
+        first, row = (page * PAGE_TOKENS + start % PAGE_TOKENS) * NUM_KV_HEADS + kv_head, key * NUM_KV_HEADS
+    else:
+        key += start
+        page = tl.load(page_row + key // PAGE_TOKENS, inside, other=0).to(tl.int64)
+        first, row = kv_head, (page * PAGE_TOKENS + key % PAGE_TOKENS) * NUM_KV_HEADS
+    return load_words(pages, scales, first, row, inside, word, HEAD_DIM, BITS, SPAN, VECTOR)
+
+
+@triton.jit
+def _load_fragments(
+    k_pages,
+    v_pages,
+    k_scales,
+    v_scales,
+    page_row,
+    num_pages,
+    kv_head,
+    start,
+    stop,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr,
+    K_BITS: tl.constexpr,
+    V_BITS: tl.constexpr,
+    SPAN: tl.constexpr,
+    WARPS: tl.constexpr,
+):
+    """As `_load_chunk`, of quantized pages, each thread what it will work on: keys, even values, odd values."""
+    key, word = key_places(BLOCK_D, BLOCK_N // WARPS, WARPS, K_BITS, SPAN)
+    keys, k_steps = _load_at(
+        k_pages, k_scales, page_row, num_pages, kv_head, start, stop, key, word,
+        NUM_KV_HEADS, HEAD_DIM, BLOCK_N, PAGE_TOKENS, K_BITS, SPAN, vector(BLOCK_D, K_BITS, SPAN, QUAD),
+    )  # fmt: skip
+    key, word = value_places(BLOCK_D, BLOCK_N // WARPS, WARPS, V_BITS, SPAN)
+    even, even_steps = _load_at(
+        v_pages, v_scales, page_row, num_pages, kv_head, start, stop, key, word,
+        NUM_KV_HEADS, HEAD_DIM, BLOCK_N, PAGE_TOKENS, V_BITS, SPAN, vector(BLOCK_D, V_BITS, SPAN, QUADS),
+    )  # fmt: skip
+    odd, odd_steps = _load_at(
+        v_pages, v_scales, page_row, num_pages, kv_head, start, stop, key + 1, word,
+        NUM_KV_HEADS, HEAD_DIM, BLOCK_N, PAGE_TOKENS, V_BITS, SPAN, vector(BLOCK_D, V_BITS, SPAN, QUADS),
+    )  # fmt: skip
+    return keys, k_steps, even, odd, even_steps, odd_steps
+
+
+@triton.jit
+def _take_in_quantized(
+    queries,
+    keys,
+    k_steps,
+    even,
+    odd,
+    even_steps,
+    odd_steps,
+    maximum,
+    total,
+    accumulator,
+    k_pages,
+    v_pages,
+    k_scales,
+    v_scales,
+    page_row,
+    num_pages,
+    kv_head,
+    first_chunk,
+    stop_chunk,
+    num_parts,
+    position,
+    scale,
+    window,
+    softcap,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr,
+    K_BITS: tl.constexpr,
+    V_BITS: tl.constexpr,
+    SPAN: tl.constexpr,
+    WARPS: tl.constexpr,
+):
+    """Every num_parts-th chunk, the first of which is loaded, into what was found before -> maximum, total, accumulator
+
+    A warp has its own keys of each chunk, its own maximum and its own sums, which are joined at the end: until then no
+    warp waits for another.
+    """
+    per_warp: tl.constexpr = BLOCK_N // WARPS
+    ordered = in_order_of_keys(queries, BLOCK_M, BLOCK_D, K_BITS, SPAN)
+    ordered = tl.broadcast_to(ordered[None, :, :], WARPS, BLOCK_M, BLOCK_D)
+    maxima = tl.full([WARPS, BLOCK_M], float("-inf"), tl.float32)
+    totals = tl.zeros([WARPS, BLOCK_M], tl.float32)
+    found = tl.zeros([WARPS, BLOCK_M, BLOCK_D], tl.float32)
+    own_key = tl.arange(0, WARPS)[:, None] * per_warp + tl.arange(0, per_warp)[None, :]
+    for chunk in range(first_chunk, stop_chunk, num_parts):
+        next_keys, next_k_steps, next_even, next_odd, next_even_steps, next_odd_steps = _load_fragments(
+            k_pages, v_pages, k_scales, v_scales, page_row, num_pages, kv_head, (chunk + num_parts) * BLOCK_N, position,
+            NUM_KV_HEADS, HEAD_DIM, BLOCK_N, BLOCK_D, PAGE_TOKENS, K_BITS, V_BITS, SPAN, WARPS,
+        )  # fmt: skip
+        key = chunk * BLOCK_N + own_key
+        visible = key < position
+        if window is not None:
+            visible &= key > position - window
+        seen_keys = keys_of(keys, k_steps, queries.dtype, BLOCK_D, per_warp, WARPS, K_BITS, SPAN)
+        logits = tl.dot(ordered, seen_keys) * scale
+        logits = tl.where(visible[:, None, :], capped(logits, softcap) * LOG2_E, float("-inf"))
+        new_maxima = tl.maximum(maxima, tl.max(logits, 2))
+        base = tl.where(new_maxima == float("-inf"), 0.0, new_maxima)  # a warp may have seen no key yet
+        weights = tl.exp2(logits - base[:, :, None])
+        decay = tl.exp2(maxima - base)
+        totals = totals * decay + tl.sum(weights, 2)
+        seen_values = fragments.values_of(
+            even, odd, even_steps, odd_steps, queries.dtype, BLOCK_D, per_warp, WARPS, V_BITS, SPAN
+        )
+        found = tl.dot(weights.to(seen_values.dtype), seen_values, found * decay[:, :, None])
+        maxima = new_maxima
+        keys, k_steps, even, odd = next_keys, next_k_steps, next_even, next_odd
+        even_steps, odd_steps = next_even_steps, next_odd_steps
+    new_maximum = tl.maximum(maximum, tl.max(maxima, 0))
+    shares, decay = tl.exp2(maxima - new_maximum[None, :]), tl.exp2(maximum - new_maximum)
+    total = total * decay + tl.sum(shares * totals, 0)
+    shared = found * shares[:, :, None]
+    if BLOCK_G * 2 <= BLOCK_M:  # what the lower half found of no head need not go from warp to warp
+        upper = (tl.arange(0, 2) == 0)[None, :, None, None]
+        halves = tl.reshape(shared, [WARPS, 2, BLOCK_M // 2, BLOCK_D])
+        half = tl.sum(tl.sum(tl.where(upper, halves, 0.0), 1), 0)
+        mixed = tl.broadcast_to(half[None, :, :], 2, BLOCK_M // 2, BLOCK_D)
+        mixed = tl.reshape(mixed, [BLOCK_M, BLOCK_D])
+    else:
+        mixed = tl.sum(shared, 0)
+    mixed = in_order_of_features(mixed, BLOCK_M, BLOCK_D, V_BITS, SPAN)
+    return new_maximum, total, accumulator * decay[:, None] + mixed
 
 
 @triton.jit
@@ -184,6 +358,7 @@ def _decode_attention(
     K_BITS: tl.constexpr,
     V_BITS: tl.constexpr,
     SPAN: tl.constexpr,
+    WARPS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     if OVERLAP:
@@ -199,10 +374,16 @@ def _decode_attention(
 
     page_row = page_table + sequence * table_stride
     chunk = first_chunk + part
-    keys, values, k_steps, v_steps = _load_chunk(
-        k_pages, v_pages, k_scales, v_scales, page_row, num_pages, kv_head, chunk * BLOCK_N, position,
-        NUM_KV_HEADS, HEAD_DIM, BLOCK_N, BLOCK_D, PAGE_TOKENS, K_BITS, V_BITS, SPAN,
-    )  # fmt: skip
+    if WARPS > 0:
+        keys, k_steps, even, odd, even_steps, odd_steps = _load_fragments(
+            k_pages, v_pages, k_scales, v_scales, page_row, num_pages, kv_head, chunk * BLOCK_N, position,
+            NUM_KV_HEADS, HEAD_DIM, BLOCK_N, BLOCK_D, PAGE_TOKENS, K_BITS, V_BITS, SPAN, WARPS,
+        )  # fmt: skip
+    else:
+        keys, values, k_steps, v_steps = _load_chunk(
+            k_pages, v_pages, k_scales, v_scales, page_row, num_pages, kv_head, chunk * BLOCK_N, position,
+            NUM_KV_HEADS, HEAD_DIM, BLOCK_N, BLOCK_D, PAGE_TOKENS, K_BITS, V_BITS, SPAN,
+        )  # fmt: skip
     if part >= num_parts:
         return
     if OVERLAP:  # so far nothing was read that the launch before this one may have written
@@ -243,28 +424,36 @@ def _decode_attention(
         total += 1.0
         accumulator += new_value.to(tl.float32)
 
-    for chunk in range(first_chunk + part, stop_chunk, num_parts):
-        next_keys, next_values, next_k_steps, next_v_steps = _load_chunk(
-            k_pages, v_pages, k_scales, v_scales, page_row, num_pages, kv_head, (chunk + num_parts) * BLOCK_N, position,
-            NUM_KV_HEADS, HEAD_DIM, BLOCK_N, BLOCK_D, PAGE_TOKENS, K_BITS, V_BITS, SPAN,
+    if WARPS > 0:
+        maximum, total, accumulator = _take_in_quantized(
+            queries, keys, k_steps, even, odd, even_steps, odd_steps, maximum, total, accumulator,
+            k_pages, v_pages, k_scales, v_scales, page_row, num_pages, kv_head, first_chunk + part, stop_chunk,
+            num_parts, position, scale, window, softcap,
+            NUM_KV_HEADS, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_G, PAGE_TOKENS, K_BITS, V_BITS, SPAN, WARPS,
         )  # fmt: skip
-        key = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
-        visible = key < position
-        if window is not None:
-            visible &= key > position - window
-        seen_keys = values_of(keys, k_steps, queries.dtype, BLOCK_N, BLOCK_D, K_BITS)
-        logits = tl.dot(queries, tl.trans(seen_keys), input_precision="ieee") * scale
-        logits = tl.where(visible[None, :], capped(logits, softcap) * LOG2_E, float("-inf"))
-        new_maximum = tl.maximum(maximum, tl.max(logits, 1))
-        weights = tl.exp2(logits - new_maximum[:, None])
-        decay = tl.exp2(maximum - new_maximum)
-        total = total * decay + tl.sum(weights, 1)
-        seen_values = values_of(values, v_steps, queries.dtype, BLOCK_N, BLOCK_D, V_BITS)
-        accumulator = tl.dot(
-            weights.to(seen_values.dtype), seen_values, accumulator * decay[:, None], input_precision="ieee"
-        )
-        maximum = new_maximum
-        keys, values, k_steps, v_steps = next_keys, next_values, next_k_steps, next_v_steps
+    else:
+        for chunk in range(first_chunk + part, stop_chunk, num_parts):
+            next_keys, next_values, next_k_steps, next_v_steps = _load_chunk(
+                k_pages, v_pages, k_scales, v_scales, page_row, num_pages, kv_head, (chunk + num_parts) * BLOCK_N,
+                position, NUM_KV_HEADS, HEAD_DIM, BLOCK_N, BLOCK_D, PAGE_TOKENS, K_BITS, V_BITS, SPAN,
+            )  # fmt: skip
+            key = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
+            visible = key < position
+            if window is not None:
+                visible &= key > position - window
+            seen_keys = values_of(keys, k_steps, queries.dtype, BLOCK_N, BLOCK_D, K_BITS)
+            logits = tl.dot(queries, tl.trans(seen_keys), input_precision="ieee") * scale
+            logits = tl.where(visible[None, :], capped(logits, softcap) * LOG2_E, float("-inf"))
+            new_maximum = tl.maximum(maximum, tl.max(logits, 1))
+            weights = tl.exp2(logits - new_maximum[:, None])
+            decay = tl.exp2(maximum - new_maximum)
+            total = total * decay + tl.sum(weights, 1)
+            seen_values = values_of(values, v_steps, queries.dtype, BLOCK_N, BLOCK_D, V_BITS)
+            accumulator = tl.dot(
+                weights.to(seen_values.dtype), seen_values, accumulator * decay[:, None], input_precision="ieee"
+            )
+            maximum = new_maximum
+            keys, values, k_steps, v_steps = next_keys, next_values, next_k_steps, next_v_steps
 
     out += sequence * (NUM_KV_HEADS * GROUP * HEAD_DIM) + kv_head * (GROUP * HEAD_DIM)
     if num_parts == 1:
@@ -293,6 +482,9 @@ class Tiles:
     warps: int
 
 
+QUANTIZED_TILES = Tiles(keys=128, warps=8)  # as many keys a warp as a tensor core takes in of values
+
+
 @functools.cache
 def choose_tiles(rows: int, block_d: int, dtype: torch.dtype) -> Tiles:
     """So that two chunks fit the registers, beside what `rows` heads need."""
@@ -300,6 +492,11 @@ def choose_tiles(rows: int, block_d: int, dtype: torch.dtype) -> Tiles:
     chunk_bytes = 16 << 10 if is_wide else 32 << 10
     keys = max(16, min(128, chunk_bytes // (block_d * dtype.itemsize)))
     return Tiles(keys, warps=8 if is_wide or keys * block_d > 8192 else 4)
+
+
+def fits_warps(rows: int, block_d: int, dtype: torch.dtype) -> bool:
+    """Whether a warp's registers hold sums of its own, beside the queries that it multiplies by tensor cores."""
+    return rows == 16 and block_d <= 128 and dtype.itemsize == 2
 
 
 def max_parts(num_pairs: int, processors: int) -> int:
@@ -331,6 +528,9 @@ def decode_attention(
     block_d, block_g = max(16, triton.next_power_of_2(head_dim)), triton.next_power_of_2(group)
     rows = max(16, block_g)
     tiles = choose_tiles(rows, block_d, q.dtype)
+    by_warp = max(keys.bits, values.bits) < FULL.k and fits_warps(rows, block_d, q.dtype)
+    if by_warp:
+        tiles = QUANTIZED_TILES
     num_parts = max_parts(pairs, num_processors(device))
     part_rows = pairs * num_parts * group if num_parts > 1 else 0
     overlap = can_overlap(device)
@@ -380,6 +580,7 @@ def decode_attention(
         K_BITS=keys.bits,
         V_BITS=values.bits,
         SPAN=math.gcd(head_dim, GROUP),
+        WARPS=tiles.warps if by_warp else 0,
         OVERLAP=overlap,
         num_warps=tiles.warps,
         num_stages=1,
