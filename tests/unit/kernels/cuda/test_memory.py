@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 from polybit.format.exl2 import Group, Layout, storage_bits
 from polybit.kernels import cuda
-from polybit.kernels.cuda import decode, streamed
+from polybit.kernels.cuda import streamed, workspace
 from polybit.kernels.cuda.schedule import Shape
 from polybit.kernels.cuda.stream import stream_layout
 
@@ -43,5 +43,5 @@ def test_small_widths_and_cut_groups_take_more_than_the_file() -> None:
 def test_the_workspace_is_no_more_than_a_plan_counts(monkeypatch: pytest.MonkeyPatch, multiprocessors: int) -> None:
     properties = SimpleNamespace(multi_processor_count=multiprocessors)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    space = decode._workspace.__wrapped__(torch.device("cpu"))
+    space = workspace.workspace.__wrapped__(torch.device("cpu"))
     assert space.sums.nbytes + space.counters.nbytes <= cuda.KEPT_BYTES
