@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from polybit.cli.console import note, notes, print_tables
+from polybit.cli.dry_run import dry_run
 from polybit.cli.flags import Flag, settings
 from polybit.format import gguf
 from polybit.format.files import atomic_write_text
@@ -68,9 +69,16 @@ def convert(
             rich_help_panel="Conversion",
         ),
     ] = None,
+    dry: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what it would make and take: sizes, disk, memory, time."),
+    ] = False,
 ) -> None:
     """Convert a model to EXL2. Can be interrupted; the same command goes on where it stopped."""
     each = bits or [options.bits]
+    if dry:
+        dry_run(source, out, options, each)
+        return
     if source.lower().endswith(".gguf"):
         check_options(options)
         targets_of(out, each)

@@ -18,7 +18,7 @@ PROCESS_BYTES = 700 << 20  # what Python, torch and its libraries take
 PASS_STATES = 3  # numbers that a pass holds for each feature of each token: inputs, outputs, gradients
 HEAD_COPIES = 4  # the weights, those that replace them, and what rounding works on
 MATRIX_COPIES = 4
-FACTOR_COPIES = 5  # of statistics: as heard, as trusted, ordered, inverted, factorized
+FACTOR_COPIES = 4  # of statistics: as heard, as trusted, in order, factorized
 KEPT_FOR_GRADIENTS = 3  # numbers for each that a forward pass makes
 STATE_COPIES = 2  # of a pass: the last ones saved, and those that take their place
 
@@ -59,16 +59,17 @@ def _layer_bytes(model: spec.Model, block: spec.Block) -> int:
     rounding = 2 * weights + MATRIX_COPIES * largest + FACTOR_COPIES * widest**2
     attended, fed = (sum(linear.out_features for linear in part.linears) for part in (block.attn, block.mlp))
     made = model.hidden_size + attended + fed * active_share(block.mlp)
-    activations = TOKENS_AT_ONCE * KEPT_FOR_GRADIENTS * made
-    return int(FLOAT * (max(judging, rounding) + activations))
+    activations = TOKENS_AT_ONCE * made
+    return int(FLOAT * max(judging + KEPT_FOR_GRADIENTS * activations, rounding + activations))
 
 
 def disk_needs(model: spec.Model, options: ConvertOptions, targets: Sequence[Target]) -> DiskNeeds:
     """A model's matrices lie in the job's folder until all of them are there, and are then written into the result."""
-    results = tuple(result_bytes(model, target.bits, options.head_bits) for target in targets)
+    made = () if options.measure_only else targets
+    results = tuple(result_bytes(model, target.bits, options.head_bits) for target in made)
     states = FLOAT * _num_tokens(options) * model.hidden_size
     judging = len(model.blocks) * states if options.how.by_loss else 0  # which go before matrices come
-    matrices = max(results) - _unquantized_bytes(model)
+    matrices = max(results, default=_unquantized_bytes(model)) - _unquantized_bytes(model)
     return DiskNeeds(results, STATE_COPIES * states + max(judging, matrices))
 
 
