@@ -19,7 +19,7 @@ def read_description(name: str) -> spec.Model:
     if path.suffix.lower() == ".gguf":
         return arch.read_model(gguf.read_config(path), where=name)
     if path.suffix == ".json" or (name in SHAPES and not path.exists()):
-        return read_shape(name)
+        return read_shape(str(path))
     if not path.exists() and not HUB_ID.fullmatch(name):
         raise ConfigError(
             f"{name} is no folder here, no id on the Hub and no shape; {did_you_mean(name, list(SHAPES))}"

@@ -18,7 +18,7 @@ PROCESS_BYTES = 700 << 20  # what Python, torch and its libraries take
 PASS_STATES = 3  # numbers that a pass holds for each feature of each token: inputs, outputs, gradients
 HEAD_COPIES = 4  # the weights, those that replace them, and what rounding works on
 MATRIX_COPIES = 4
-FACTOR_COPIES = 4  # of statistics: as heard, as trusted, in order, factorized
+FACTOR_COPIES = 3  # of statistics: as they are trusted, and two that factorizing works on
 KEPT_FOR_GRADIENTS = 3  # numbers for each that a forward pass makes
 STATE_COPIES = 2  # of a pass: the last ones saved, and those that take their place
 

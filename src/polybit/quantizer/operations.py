@@ -11,7 +11,7 @@ from polybit.quantizer.options import ConvertOptions
 
 PRICING = 22_000  # for each weight: every width and a dozen scales tried on it
 ROUNDING = 8_000  # for each weight
-MEASURING = 80_000  # for each weight: nineteen options of gptq-v2 rounded
+MEASURING = 100_000  # for each weight: nineteen options of gptq-v2 rounded
 FEEDBACK = 8  # for each weight and input feature: errors pushed on, and sweeps of descent over them
 VISITS = 2.25  # forward passes that quantizing a layer takes, parts of one counted as parts
 WRITING = 2.0  # a token that the model writes takes as long as so many that it reads

@@ -29,5 +29,5 @@ def targets_of(out: Path, bits: Sequence[float]) -> tuple[Target, ...]:
         raise JobError(f"bits asks for {twice[0]:g} twice; give every number once")
     if len(bits) == 1:
         return (Target(bits[0], out),)
-    name = out.absolute().name
+    name = out.resolve().name
     return tuple(Target(number, out / f"{name}-{float(number)}bpw") for number in bits)
