@@ -15,7 +15,7 @@ from polybit.quantizer.needs import head_bytes
 from polybit.quantizer.pricing import extremes
 from polybit.quantizer.slots import all_slots
 
-PACKED_OVERHEAD = 0.003  # what a GPU's own layout adds to packed matrices of few bits
+PACKED_OVERHEAD = 0.003  # what kernels' own layouts add to packed matrices of few bits
 GPU_KEPT_BYTES = 49 << 20  # by the CUDA kernels, which need not be installed here
 STEP = 0.01  # bits per weight
 
@@ -36,12 +36,11 @@ class Prospect:
     def sizes(self, bits: float) -> Footprint:
         """With all matrices of the layers alike."""
         on_gpu = self.machine.budgets[0].is_gpu
-        overhead = 1 + on_gpu * PACKED_OVERHEAD
 
         def held(linear: spec.Linear) -> int:
             weights = linear.in_features * linear.padded_out_features
             stored = head_bytes(self.model, self.head_bits) if linear is self.model.head.linear else weights * bits / 8
-            return int(stored * overhead)
+            return int(stored * (1 + PACKED_OVERHEAD))
 
         return footprint(
             self.model,
