@@ -8,22 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from polybit import arch, spec
-from polybit.errors import OutOfMemory
-from polybit.model.footprint import Footprint, footprint
+from polybit.kernels.pages import FULL
 from polybit.model.machine import imagined_machine
-from polybit.model.plan import plan_memory
+from polybit.quantizer.prospect import Prospect
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", DOCS / "which-bpw.md")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 CONTEXT = 4096  # tokens of fp16 keys and values
-PACKED_OVERHEAD = 0.003  # what a GPU's own layout adds to packed matrices of few bits
-KEPT_BYTES = 49 << 20  # by the CUDA kernels
-HEAD_BPW = 6.3  # what --head-bits 6 comes to with its scales
 DESKTOP_GIB = 0.25  # of a card that also draws a screen
 CARDS_GIB = (6, 8, 12, 16, 24, 48)
 BPWS = (8.0, 6.0, 5.0, 4.5, 4.0, 3.5, 3.0, 2.75, 2.5, 2.25)
@@ -58,24 +52,8 @@ MODELS = {
 }
 
 
-def sizes(model: spec.Model, bpw: float) -> Footprint:
-    """The model quantized to `bpw`, all of its matrices alike."""
-
-    def held(linear: spec.Linear) -> int:
-        bits = HEAD_BPW if linear is model.head.linear else bpw
-        return int(linear.in_features * linear.out_features * bits / 8 * (1 + PACKED_OVERHEAD))
-
-    return footprint(
-        model, held, torch.float16, table_itemsize=2, head_is_table=False, holds_scores=False, kept=KEPT_BYTES
-    )
-
-
 def fits(model: spec.Model, bpw: float, card_gib: int) -> bool:
-    try:
-        plan_memory(sizes(model, bpw), imagined_machine(str(card_gib - DESKTOP_GIB)), CONTEXT, offload=False)
-    except OutOfMemory:
-        return False
-    return True
+    return Prospect(model, imagined_machine(str(card_gib - DESKTOP_GIB)), FULL, head_bits=6).fits(bpw, CONTEXT)
 
 
 def best_bpw(model: spec.Model, card_gib: int) -> str:

@@ -84,9 +84,12 @@ def read_wish(text: str) -> Wish:
     bits = _number(number)
     if not at or bits is None:
         raise ConfigError(f"--synthetic {text} is not a shape and its bits per weight; write it as llama-8b@4.0")
-    path = Path(name)
-    is_file = path.suffix == ".json"
-    return Wish(path.stem if is_file else name, _from_file(path) if is_file else _from_table(name), bits)
+    return Wish(Path(name).stem if name.endswith(".json") else name, read_shape(name), bits)
+
+
+def read_shape(name: str) -> spec.Model:
+    """One of SHAPES, or the path of a config.json. Raises ConfigError or UnsupportedModel."""
+    return _from_file(Path(name)) if name.endswith(".json") else _from_table(name)
 
 
 def _from_file(path: Path) -> spec.Model:

@@ -2,12 +2,13 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 results = Console(highlight=False, soft_wrap=True)
@@ -26,6 +27,14 @@ def note(text: str) -> None:
 def fail(message: str) -> None:
     """An error as one line, whatever the message holds."""
     notes.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """With a blank line between them."""
+    for i, table in enumerate(tables):
+        if i:
+            results.print()
+        results.print(table)
 
 
 def print_json(value: Any) -> None:

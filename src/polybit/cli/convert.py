@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -11,19 +11,20 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from polybit.cli.console import note, notes, results
+from polybit.cli.console import note, notes, print_tables
+from polybit.cli.dry_run import dry_run
 from polybit.cli.flags import Flag, settings
 from polybit.format import gguf
 from polybit.format.files import atomic_write_text
-from polybit.quantizer.convert import convert as convert_folder
+from polybit.quantizer.convert import convert_each
 from polybit.quantizer.folders import work_folder
 from polybit.quantizer.job import Job
-from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, check_options
+from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
+from polybit.quantizer.target import targets_of
 
 UNPACKED_FROM = ".unpacked-from"  # hidden, so that it is not copied into the result
 
 CONVERSION: Mapping[str, Flag] = {
-    "bits": Flag("Average bits per weight of the layers, everything that is stored for them counted", short="-b"),
     "head_bits": Flag("Bits of the last matrix: 2, 3, 4, 5, 6 or 8"),
     "calibration": Flag(
         "Calibration text: a .txt, .jsonl or .parquet file, a folder of them, or a dataset's id on the Hub",
@@ -57,22 +58,50 @@ def convert(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; new or empty.", show_default=False)],
     options: ConvertOptions,
+    bits: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--bits",
+            "-b",
+            help="Average bits per weight of the layers, everything that is stored for them counted. Repeat it for "
+            "several models by one measurement, in folders of OUT.",
+            show_default="4.0",
+            rich_help_panel="Conversion",
+        ),
+    ] = None,
+    dry: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what it would make and take: sizes, disk, memory, time."),
+    ] = False,
 ) -> None:
     """Convert a model to EXL2. Can be interrupted; the same command goes on where it stopped."""
+    each = bits or [options.bits]
+    if dry:
+        dry_run(source, out, options, each)
+        return
     if source.lower().endswith(".gguf"):
         check_options(options)
+        targets_of(out, each)
         with unpacked_gguf(Path(source).expanduser(), out, work_folder(out, options.work_dir)) as folder:
-            result = run_conversion(folder, out, options)
+            made = run_conversion(folder, out, options, each)
     else:
-        result = run_conversion(source, out, options)
-    results.print(result_table(result))
+        made = run_conversion(source, out, options, each)
+    print_tables(map(result_table, made))
 
 
-def run_conversion(source: str | Path, out: Path, options: ConvertOptions) -> ConvertResult:
-    """Convert under a progress bar."""
+def run_conversion(
+    source: str | Path, out: Path, options: ConvertOptions, bits: Sequence[float], watch: Report | None = None
+) -> list[ConvertResult]:
+    """Convert under a progress bar; `watch` is told of progress too."""
     try:
-        with conversion_progress() as report:
-            return convert_folder(source, out, options, report)
+        with conversion_progress() as show:
+
+            def report(progress: ConvertProgress) -> None:
+                show(progress)
+                if watch is not None:
+                    watch(progress)
+
+            return convert_each(source, out, options, bits, report)
     except KeyboardInterrupt:
         note("what is done is kept: run the same command again to go on")
         raise
@@ -105,7 +134,7 @@ def unpack_once(path: Path, folder: Path) -> None:
 
 
 @contextmanager
-def conversion_progress() -> Iterator[Callable[[ConvertProgress], None]]:
+def conversion_progress() -> Iterator[Report]:
     """A bar over the whole job with the time left; where there is no terminal, a note at every tenth of it."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -114,7 +143,8 @@ def conversion_progress() -> Iterator[Callable[[ConvertProgress], None]]:
 
         def report(progress: ConvertProgress) -> None:
             nonlocal tenths
-            where = f"{progress.stage} {progress.done}/{progress.total}"
+            which = "" if progress.bits is None else f"{progress.bits:g} bpw, "
+            where = f"{which}{progress.stage} {progress.done}/{progress.total}"
             bar.update(task, description=where, completed=progress.fraction)
             if bar.disable and int(progress.fraction * 10) > tenths:
                 tenths = int(progress.fraction * 10)

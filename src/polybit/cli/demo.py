@@ -50,7 +50,7 @@ def export_once(gguf_file: Path, target: Path) -> Path:
 def convert_once(source: Path, target: Path, bits: float) -> Path:
     """Convert unless it was done; a conversion that was interrupted goes on."""
     if not (target / "config.json").is_file():
-        run_conversion(source, target, ConvertOptions(bits=bits))
+        run_conversion(source, target, ConvertOptions(), [bits])
     return target
 
 

@@ -6,7 +6,7 @@ import typer
 from rich.table import Table
 
 from polybit.amounts import gigabytes
-from polybit.cli.console import print_json, results
+from polybit.cli.console import print_json, print_tables
 from polybit.cli.memory import describe_memory, describe_plan, plan_for, plan_tables
 from polybit.cli.shared_options import CacheTokens, ModelName, loading
 from polybit.model.options import LoadOptions
@@ -71,13 +71,6 @@ def report_tables(report: dict[str, Any], matrices: bool) -> list[Table]:
         matrix_table(report) if matrices else layer_table(report),
         *plan_tables(report["memory"]),
     ]
-
-
-def print_tables(tables: list[Table]) -> None:
-    for i, table in enumerate(tables):
-        if i:
-            results.print()
-        results.print(table)
 
 
 def summary_table(report: dict[str, Any]) -> Table:

@@ -19,9 +19,10 @@ from polybit.cli.evaluate import evaluate
 from polybit.cli.generate import generate
 from polybit.cli.guard import guarded
 from polybit.cli.inspect import inspect
+from polybit.cli.plan import plan
 
 app = typer.Typer(name="polybit", add_completion=False, pretty_exceptions_enable=False)
-for command in (demo, chat, generate, convert, inspect, evaluate, bench, doctor):
+for command in (demo, chat, generate, convert, plan, inspect, evaluate, bench, doctor):
     app.command("eval" if command is evaluate else None)(command)
 
 

@@ -34,11 +34,8 @@ def export(
     config.json comes last: where it is, the folder is complete. FormatError: the file is damaged, the folder is not
     empty or cannot be written, the `gguf` library is missing. UnsupportedModel: a family, tokenizer or type not read.
     """
-    source = GgufFile(read_header(gguf_file), _Quants.load())
+    source, family = _open(gguf_file)
     metadata = source.header.metadata
-    if metadata.count("split.count", 1) > 1:
-        raise UnsupportedModel(f"{gguf_file} is one part of several; join them with `llama-gguf-split --merge` first")
-    family = family_of(metadata)
     names = {info.name: hf_name(info.name, family, gguf_file) for info in source.header.tensors.values()}
     config = make_config(source.header, family, source.floats) | {"torch_dtype": str(dtype).removeprefix("torch.")}
     tokenizer, tokenizer_config = make_tokenizer(metadata, config, family.strips_after_special)
@@ -48,6 +45,20 @@ def export(
     atomic_write_json(folder / "tokenizer_config.json", tokenizer_config, indent=2, ascii_only=False)
     atomic_write_json(folder / "generation_config.json", _generation_config(source.header, config), indent=2)
     atomic_write_json(folder / "config.json", config, indent=2)
+
+
+def read_config(gguf_file: Path) -> Config:
+    """The config.json that `export` would write; no tensor but small tables is read. Raises as `export`."""
+    source, family = _open(gguf_file)
+    return make_config(source.header, family, source.floats)
+
+
+def _open(gguf_file: Path) -> tuple["GgufFile", Family]:
+    source = GgufFile(read_header(gguf_file), _Quants.load())
+    metadata = source.header.metadata
+    if metadata.count("split.count", 1) > 1:
+        raise UnsupportedModel(f"{gguf_file} is one part of several; join them with `llama-gguf-split --merge` first")
+    return source, family_of(metadata)
 
 
 # ---- tensors

@@ -10,13 +10,14 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from polybit.errors import ConfigError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
-WANTED = ("*.safetensors", "*.json", "*.jinja", "LICENSE*", "README.md")  # never pickled weights, never code
+WEIGHTS = ("*.safetensors",)  # never pickled ones
+DESCRIPTION = ("*.json", "*.jinja", "LICENSE*", "README.md")  # never code
 
 
-def local_folder(name: Path | str) -> Path:
+def local_folder(name: Path | str, weights: bool = True) -> Path:
     """The folder `name`, or where the Hub's model of that id (`owner/name`, `owner/name@revision`) was downloaded to.
 
-    Raises ConfigError where it is neither.
+    Without `weights` only what describes the model is fetched. Raises ConfigError where it is neither.
     """
     if name == "":
         raise ConfigError("the model's name is empty; give a model's folder or its id on the Hub")
@@ -28,8 +29,9 @@ def local_folder(name: Path | str) -> Path:
         found = f"{name!r:.80} is no path ({error!s:.80})"
         raise ConfigError(f"{found}; give a model's folder or its id on the Hub") from None
     repository, _, revision = str(name).partition("@")
+    wanted = [*DESCRIPTION, *(WEIGHTS if weights else ())]
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(WANTED)))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
     except GatedRepoError:
         raise ConfigError(
             f"{repository} is only given to those who accepted its terms: do that on https://huggingface.co/{repository}"

@@ -11,6 +11,7 @@ Squares also keep single parts from being sacrificed, which sums of plain errors
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +37,14 @@ def allocate(slots: Sequence[Sequence[Choice]], bits: float, num_weights: int) -
 
 
 def budget_of(slots: Sequence[Sequence[Choice]], bits: float, num_weights: int) -> int:
-    """Bits in all. JobError where no combination, or every one, costs less than that."""
+    """Bits in all. JobError where no combination, or every one, costs less than that; it names the nearest bits."""
     budget = int(num_weights * bits)
     lowest, highest = (sum(pick(choice.cost for choice in slot) for slot in slots) for pick in (min, max))
     if not lowest <= budget <= highest:
-        reach = f"{-(-lowest * 1000 // num_weights) / 1000} to {highest * 1000 // num_weights / 1000}"
+        least, most = -(-lowest * 1000 // num_weights) / 1000, highest * 1000 // num_weights / 1000
         raise JobError(
-            f"{bits:g} bits per weight cannot be reached: the options span {reach} bits per weight for this model; "
-            "ask for a number in between"
+            f"{bits:g} bits per weight cannot be reached: the options span {least} to {most} bits per weight for this "
+            f"model; ask for {least if budget < lowest else most}, the nearest, or for a number in between"
         )
     return budget
 
@@ -51,20 +52,22 @@ def budget_of(slots: Sequence[Sequence[Choice]], bits: float, num_weights: int) 
 def _best_on_grid(slots: Sequence[Sequence[Choice]], unit: int, cells: int) -> list[int]:
     """The least loss with every cost rounded up to whole units."""
     best = np.zeros(cells + 1)  # least loss of the slots so far within each number of units
-    picks = list[NDArray[np.uint8]]()
+    picks, numbers = list[NDArray[np.unsignedinteger[Any]]](), np.min_scalar_type(max(map(len, slots)))
     for slot in slots:
         totals = np.full((len(slot), cells + 1), np.inf)
         for row, choice in zip(totals, slot, strict=True):
             units = min(-(-choice.cost // unit), cells + 1)
             row[units:] = best[: cells + 1 - units] + choice.loss
-        picks.append(totals.argmin(0).astype(np.uint8))
+        picks.append(totals.argmin(0).astype(numbers))
         best = totals.min(0)
     if not np.isfinite(best[-1]):  # the budget is so tight that rounding up leaves nothing
         return [min(range(len(slot)), key=lambda i: slot[i].cost) for slot in slots]
     return _trace(slots, picks, unit, cells)
 
 
-def _trace(slots: Sequence[Sequence[Choice]], picks: Sequence[NDArray[np.uint8]], unit: int, cells: int) -> list[int]:
+def _trace(
+    slots: Sequence[Sequence[Choice]], picks: Sequence[NDArray[np.unsignedinteger[Any]]], unit: int, cells: int
+) -> list[int]:
     chosen = list[int]()
     for slot, pick in zip(reversed(slots), reversed(picks), strict=True):
         chosen.append(int(pick[cells]))

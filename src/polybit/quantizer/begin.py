@@ -2,20 +2,20 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from polybit import spec
 from polybit.errors import FormatError, OutOfMemory, UnsupportedModel
-from polybit.format.exl2 import storage_bits
 from polybit.model.load import load
 from polybit.model.source import ModelSource
 from polybit.quantizer.allocate import Choice, budget_of
+from polybit.quantizer.begun import Begun, keep_begun
 from polybit.quantizer.calibration import Calibration, Shape, Write, fingerprint, read_calibration
-from polybit.quantizer.candidates import HEAD_SETS
 from polybit.quantizer.folders import (
     check_apart,
     check_empty,
@@ -27,12 +27,14 @@ from polybit.quantizer.folders import (
 )
 from polybit.quantizer.job import STAGES, Job, Progress
 from polybit.quantizer.kept import corrupt
-from polybit.quantizer.measurement import Measurement, read_measurement, write_measurement
-from polybit.quantizer.options import ConvertOptions
+from polybit.quantizer.measurement import FILE_NAME, Measurement, read_measurement, write_measurement
+from polybit.quantizer.needs import disk_needs
+from polybit.quantizer.options import ConvertOptions, Report
 from polybit.quantizer.own_text import write_text
 from polybit.quantizer.pricing import extremes
-from polybit.quantizer.progress import Advance
-from polybit.quantizer.slots import slots_of
+from polybit.quantizer.progress import Advance, Teller
+from polybit.quantizer.slots import all_slots
+from polybit.quantizer.target import Target
 from polybit.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -42,12 +44,12 @@ TOKENS, RECORD = "tokens", "calibration"  # names of kept files
 
 # Options that change what a job computes; the others may differ when it is resumed.
 IDENTITY = (
-    *("bits", "head_bits", "method", "calibration", "rows", "length", "measure_rows", "measure_length"),
+    *("head_bits", "method", "calibration", "rows", "length", "measure_rows", "measure_length"),
     *("measurement", "rope_scale", "rope_alpha"),
 )
 
 
-def check_source(source: ModelSource, options: ConvertOptions) -> None:
+def check_source(source: ModelSource, options: ConvertOptions, targets: Sequence[Target]) -> None:
     """FormatError, UnsupportedModel or JobError for a model that cannot be converted as asked."""
     for linear in (*source.spec.linears, source.spec.head.linear):
         kind = source.checkpoint.kind(linear.key)
@@ -61,41 +63,57 @@ def check_source(source: ModelSource, options: ConvertOptions) -> None:
                 f"{linear.key} has {linear.in_features} input features, but EXL2 needs a multiple of 32; "
                 "this model cannot be converted"
             )
-    if options.measurement is None:
-        slots = [slot for block in source.spec.blocks for slot in slots_of(block)]
-        costs = (extremes(s) if options.how.by_loss else [s.num_bits(option) for option in s.options] for s in slots)
-        budget_of(
-            [[Choice(cost, 0.0) for cost in found] for found in costs],
-            options.bits,
-            sum(slot.num_weights for slot in slots),
-        )
+    if options.measurement is None:  # one that is given was read when the job began
+        check_reach(source.spec, options, targets)
+
+
+def check_reach(model: spec.Model, options: ConvertOptions, targets: Sequence[Target]) -> None:
+    """JobError where no choice among the options, or among those of a measurement that is given, comes to the bits."""
+    slots = all_slots(model)
+    if options.measurement is not None:
+        costs = [[option.num_bits for option in entry] for entry in read_measurement(options.measurement, model)]
+    elif options.how.by_loss:
+        costs = [extremes(slot) for slot in slots]
+    else:
+        costs = [[slot.num_bits(option) for option in slot.options] for slot in slots]
+    choices = [[Choice(cost, 0.0) for cost in found] for found in costs]
+    for target in targets:
+        budget_of(choices, target.bits, sum(slot.num_weights for slot in slots))
 
 
 @contextmanager
-def open_job(source: ModelSource, out: Path, options: ConvertOptions, advance: Advance) -> Iterator[Job]:
+def open_job(
+    source: ModelSource, out: Path, options: ConvertOptions, targets: Sequence[Target], advance: Advance
+) -> Iterator[Job]:
     """The job of an earlier run, or a new one with its calibration tokens kept; `advance` follows their making.
 
     Its folder is this run's alone until the context ends.
     """
     work = work_folder(out, options.work_dir)
     check_apart(source.folder, out, work)
-    identity = dict(_identity(source, options))
+    identity = dict(_identity(source, options, targets))
     if Job.exists(work) and options.resume:
         Job.check(work)  # before anything is written there: it may be another program's
         with held(work):
             job = Job.resume(work, identity)
-            if job.progress.stage != STAGES[-1]:
-                check_no_model(out)
+            is_being_written = job.progress.stage == STAGES[-1]
+            for target in targets[job.progress.model + is_being_written :]:
+                check_no_model(target.folder)
             yield job
     else:
         delete_leftovers(work)
         check_empty(work, out)
-        check_room(_needs(source, work, out, options))
-        measurement = None if options.measurement is None else read_measurement(options.measurement, source.spec)
+        check_room(rooms(source.spec, out, options, targets))
+        measurement = None
+        if options.measurement is not None:
+            check_reach(source.spec, options, targets)
+            measurement = read_measurement(options.measurement, source.spec)
         calibration = _calibrate(source, options, advance)
         with held(work):
             check_empty(work, out)  # again: another run may have come first
-            yield _new_job(source, Job(work, identity), options, calibration, measurement)
+            job = Job(work, identity)
+            keep_begun(job, Begun(source.folder, out, options, [target.bits for target in targets]))
+            yield _new_job(source, job, options, calibration, measurement)
 
 
 def _new_job(
@@ -104,25 +122,34 @@ def _new_job(
     job.keep_tensors(TOKENS, {"tokens": calibration.tokens})
     job.keep_json(RECORD, calibration.record)
     if measurement is not None:
-        write_measurement(job.folder / "measurement.json", source.spec, measurement)
-    job.save(Progress(planned_stages(options)[0]))
+        write_measurement(job.folder / FILE_NAME, source.spec, measurement)
+    job.save(Progress((judging_stages(options) + making_stages(options))[0]))
     return job
 
 
-def told_stages(options: ConvertOptions) -> tuple[str, ...]:
-    """What progress is told of: the stages of the job, and the steps between them that take their time."""
+def teller(options: ConvertOptions, targets: Sequence[Target], report: Report) -> Teller:
+    """Of the stages of the job, and of the steps between them that take their time."""
+    bits = tuple(target.bits for target in targets)
+    return Teller(told_judging(options), making_stages(options), report, bits)
+
+
+def told_judging(options: ConvertOptions) -> tuple[str, ...]:
+    """The stages of judging, with the steps between them that take their time."""
     calibrating = ("calibrate",) if options.calibration is None else ()
-    job = (("loss", stage) if stage == "backward" else (stage,) for stage in planned_stages(options))
-    return calibrating + tuple(chain.from_iterable(job))
+    stages = (("loss", stage) if stage == "backward" else (stage,) for stage in judging_stages(options))
+    return (*calibrating, *chain.from_iterable(stages))
 
 
-def planned_stages(options: ConvertOptions) -> tuple[str, ...]:
-    """The stages of a run that nothing interrupts. A method by loss wants gradients, whoever priced the options."""
+def judging_stages(options: ConvertOptions) -> tuple[str, ...]:
+    """What all models of a conversion share. A method by loss wants gradients, whoever priced the options."""
     if options.how.by_loss:
-        judging: tuple[str, ...] = ("forward", "backward")
-    else:
-        judging = ("measure",) if options.measurement is None or options.measure_only else ()
-    return judging if options.measure_only else (*judging, "quantize", "head", "write")
+        return "forward", "backward"
+    return ("measure",) if options.measurement is None or options.measure_only else ()
+
+
+def making_stages(options: ConvertOptions) -> tuple[str, ...]:
+    """What every model of a conversion takes."""
+    return () if options.measure_only else ("quantize", "head", "write")
 
 
 def read_kept_calibration(job: Job) -> Calibration:
@@ -135,7 +162,7 @@ def read_kept_calibration(job: Job) -> Calibration:
     return Calibration(tokens, record)
 
 
-def _identity(source: ModelSource, options: ConvertOptions) -> Iterator[tuple[str, Any]]:
+def _identity(source: ModelSource, options: ConvertOptions, targets: Sequence[Target]) -> Iterator[tuple[str, Any]]:
     """A fingerprint of the model (its config, and size and samples of each weight file), and the options that count."""
     digest = hashlib.sha256((source.folder / "config.json").read_bytes())
     for path in sorted(source.folder.glob("*.safetensors")):
@@ -143,6 +170,8 @@ def _identity(source: ModelSource, options: ConvertOptions) -> Iterator[tuple[st
         for sample in _samples(path):
             digest.update(sample)
     yield "model", digest.hexdigest()
+    bits = [target.bits for target in targets]
+    yield "bits", bits[0] if len(bits) == 1 else bits
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     for name in IDENTITY:
         yield name, str(values[name]) if isinstance(values[name], Path) else values[name]
@@ -157,21 +186,11 @@ def _samples(path: Path) -> Iterator[bytes]:
             yield file.read(SAMPLE_BYTES)
 
 
-def _needs(source: ModelSource, work: Path, out: Path, options: ConvertOptions) -> list[tuple[Path, float]]:
+def rooms(model: spec.Model, out: Path, options: ConvertOptions, targets: Sequence[Target]) -> list[tuple[Path, float]]:
     """Folders that are written to, with their bytes at the fullest. A quantized tensor lies in both for a moment."""
-    model, head = source.spec, source.spec.head.linear
-    weights = sum(linear.in_features * linear.padded_out_features for linear in model.linears) * options.bits / 8
-    head_bytes = (
-        storage_bits(HEAD_SETS[options.head_bits].layout(head.in_features), head.padded_out_features, False) / 8
-    )
-    embedding = 2 * model.embedding.num_rows * model.embedding.width
-    copies = len(model.blocks) + 2 if options.how.by_loss else 2
-    tokens = max(options.rows * options.length, options.measure_rows * options.measure_length)
-    states = 4 * copies * tokens * model.hidden_size
-    quantized = weights + head_bytes
-    needs = [(work, quantized + states), (out, 0 if options.measure_only else quantized + embedding)]
-    saved = options.save_measurement
-    return needs if saved is None else [*needs, (saved.parent, 0)]
+    needs, saved = disk_needs(model, options, targets), options.save_measurement
+    found = [(work_folder(out, options.work_dir), float(needs.work)), (out, float(sum(needs.results)))]
+    return found if saved is None else [*found, (saved.parent, 0.0)]
 
 
 def _writer(source: ModelSource, options: ConvertOptions, bos: int | None, advance: Advance) -> Write | None:

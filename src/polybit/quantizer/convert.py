@@ -1,12 +1,13 @@
-"""`convert`: a model folder in, an EXL2 folder out. It resumes where an interrupted run of the same job stopped."""
+"""`convert`: a model folder in, EXL2 folders out. It resumes where an interrupted run of the same job stopped."""
 
 import logging
 import shutil
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -21,12 +22,19 @@ from polybit.model.options import LoadOptions
 from polybit.model.source import ModelSource, open_model
 from polybit.modules.rope import RopeTables
 from polybit.quantizer.allocate import Choice, allocate
-from polybit.quantizer.begin import check_source, open_job, planned_stages, read_kept_calibration, told_stages
+from polybit.quantizer.begin import (
+    check_source,
+    judging_stages,
+    making_stages,
+    open_job,
+    read_kept_calibration,
+    teller,
+)
 from polybit.quantizer.calibration import Calibration
 from polybit.quantizer.job import STAGES, Job
 from polybit.quantizer.kept import corrupt
 from polybit.quantizer.measure import MeasuredOption
-from polybit.quantizer.measurement import option_json, read_measurement, read_option, write_measurement
+from polybit.quantizer.measurement import FILE_NAME, option_json, read_measurement, read_option, write_measurement
 from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
 from polybit.quantizer.output import write_model
 from polybit.quantizer.passes import (
@@ -39,11 +47,36 @@ from polybit.quantizer.passes import (
 )
 from polybit.quantizer.progress import Teller
 from polybit.quantizer.sensitivity import Sensitivity, keep_sensitivities, kept_sensitivities
-from polybit.quantizer.slots import Slot, slots_of
+from polybit.quantizer.slots import Slot, all_slots
+from polybit.quantizer.target import Target, targets_of
 
 __all__ = ["ConvertOptions", "ConvertProgress", "ConvertResult", "Report", "convert"]
 
 log = logging.getLogger(__name__)
+
+
+@overload
+def convert(
+    source_folder: Path | str,
+    out_folder: Path | str,
+    options: ConvertOptions | None = None,
+    progress: Report | None = None,
+    *,
+    bits: Sequence[float],
+    **fields: Any,
+) -> list[ConvertResult]: ...
+
+
+@overload
+def convert(
+    source_folder: Path | str,
+    out_folder: Path | str,
+    options: ConvertOptions | None = None,
+    progress: Report | None = None,
+    *,
+    bits: float | None = None,
+    **fields: Any,
+) -> ConvertResult: ...
 
 
 def convert(
@@ -51,26 +84,47 @@ def convert(
     out_folder: Path | str,
     options: ConvertOptions | None = None,
     progress: Report | None = None,
+    *,
+    bits: float | Sequence[float] | None = None,
     **fields: Any,
-) -> ConvertResult:
+) -> ConvertResult | list[ConvertResult]:
     """Convert the unquantized model in `source_folder` to EXL2 in `out_folder`, which must be new or this job's own.
 
-    `fields` are those of ConvertOptions, and replace what `options` says: `convert(source, out, bits=3.5)`.
+    `fields` are those of ConvertOptions, and replace what `options` says: `convert(source, out, bits=3.5)`. A list of
+    bits makes a model of each, in folders of `out_folder` (see targets_of), and returns a list.
     Raises ConfigError, FormatError, CalibrationError or JobError; what was done by then is kept for another run.
     """
     options = replaced(_checked(options), fields, "option of conversion", JobError)
+    if isinstance(bits, Sequence) and not isinstance(bits, str):
+        return convert_each(source_folder, out_folder, options, bits, progress)
+    if bits is not None:
+        options = replace(options, bits=bits)
+    (result,) = convert_each(source_folder, out_folder, options, [options.bits], progress)
+    return result
+
+
+def convert_each(
+    source_folder: Path | str,
+    out_folder: Path | str,
+    options: ConvertOptions,
+    bits: Sequence[float],
+    progress: Report | None = None,
+) -> list[ConvertResult]:
+    """One model for each of `bits`, whatever `options` says of them; all by the same calibration and measurement."""
     check_options(options)
     check_callback("progress", progress, JobError)
     out = path_of("the result's folder", out_folder, JobError)
+    targets = targets_of(out, [replace(options, bits=each).bits for each in bits])
     load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
     source = open_model(source_folder, load_options)
-    check_source(source, options)
+    check_source(source, options, targets)
     device = choose_device(options.device)
     use_threads(None)
-    tell = Teller(told_stages(options), progress or (lambda _: None))
+    tell = teller(options, targets, progress or (lambda _: None))
     started = time.monotonic()
-    with torch.no_grad(), open_job(source, out, options, partial(tell, "calibrate")) as job:
-        return Conversion(source, out, options, device, job, tell, {"calibrate": time.monotonic() - started}).run()
+    with torch.no_grad(), open_job(source, out, options, targets, partial(tell, "calibrate")) as job:
+        seconds = {"calibrate": time.monotonic() - started}
+        return Conversion(source, out, options, targets, device, job, tell, seconds).run()
 
 
 def _checked(options: ConvertOptions | None) -> ConvertOptions:
@@ -85,36 +139,51 @@ class Conversion:
 
     source: ModelSource
     out: Path
-    options: ConvertOptions
+    options: ConvertOptions  # whose bits are not asked: each target has its own
+    targets: tuple[Target, ...]
     device: torch.device
     job: Job
     tell: Teller
     seconds: dict[str, float]  # by stage, so far
-    errors: dict[str, float] = field(default_factory=dict)
 
-    def run(self) -> ConvertResult:
+    def run(self) -> list[ConvertResult]:
+        self.seconds |= self.go_through(judging_stages(self.options))
+        self.save_measurement()
+        if self.options.measure_only:
+            return [self.result(self.out, 0.0, {}, self.measurement_file, {})]
+        results = [self.make(number) for number in range(len(self.targets))]
+        self.job.delete()
+        return results
+
+    def make(self, number: int) -> ConvertResult:
+        """One of the models, unless an earlier run did."""
+        target, seconds = self.targets[number], dict[str, float]()
+        if number == self.job.progress.model:
+            self.tell = replace(self.tell, model=number)
+            seconds = self.go_through(making_stages(self.options))
+            if number + 1 < len(self.targets):
+                self.job.next_model()
+        bits, copy = self.bits(self.choose(target)), target.folder / self.measurement_file.name
+        return self.result(target.folder, bits, self.errors(number), copy, seconds)
+
+    def go_through(self, stages: Sequence[str]) -> dict[str, float]:
+        """Those that are not done yet; the seconds of each."""
         judge = {"forward": self.go_forward, "backward": self.go_back, "measure": self.measure}
         run = judge | {"quantize": self.quantize, "head": self.quantize_head, "write": self.write}
-        for stage in self.planned:
+        seconds = dict[str, float]()
+        for stage in stages:
             if STAGES.index(stage) >= STAGES.index(self.job.progress.stage):
                 started = time.monotonic()
                 run[stage]()
-                self.seconds[stage] = time.monotonic() - started
-                log.info("%s: %.1f s", stage, self.seconds[stage])
-        if self.options.measure_only:
-            self.save_measurement()
-            return self.result(bits=0.0, measurement=self.measurement_file)
-        result = self.result(self.bits, self.out / self.measurement_file.name)
-        self.job.delete()
-        return result
+                seconds[stage] = time.monotonic() - started
+                log.info("%s: %.1f s", stage, seconds[stage])
+        return seconds
 
-    def result(self, bits: float, measurement: Path) -> ConvertResult:
+    def result(
+        self, folder: Path, bits: float, errors: dict[str, float], measurement: Path, seconds: dict[str, float]
+    ) -> ConvertResult:
         rounding, device = self.bench.rounding.NAME, describe(self.device)
-        return ConvertResult(self.out, bits, self.errors, measurement, rounding, device, self.seconds)
-
-    @property
-    def planned(self) -> tuple[str, ...]:
-        return planned_stages(self.options)
+        return ConvertResult(folder, bits, errors, measurement, rounding, device, self.seconds | seconds)
 
     # ---- stages
 
@@ -180,14 +249,14 @@ class Conversion:
         write_measurement(self.measurement_file, self.source.spec, measurement)
 
     def quantize(self) -> None:
-        chosen = self.chosen
-        log.info("allocated %.4f bits per weight of %g", self.bits, self.options.bits)
+        chosen = self.choose(self.target)
+        log.info("allocated %.4f bits per weight of %g", self.bits(chosen), self.target.bits)
 
         def step(layer: int, x: Tensor) -> Tensor:
             pair = [option.sets for option in chosen[2 * layer : 2 * layer + 2]]
             sensitivities = self.sensitivities(layer)
             x, errors = quantize_layer(self.bench, self.job, layer, x, pair, sensitivities)
-            self.job.keep_json(_layer_name("quantize", layer), errors)
+            self.job.keep_json(_errors_name(self.job.progress.model, layer), errors)
             self.tell("quantize", layer + 1, self.num_layers)
             return x
 
@@ -202,15 +271,12 @@ class Conversion:
         self.job.next_stage()
 
     def write(self) -> None:
-        make_folder(self.out)
-        options, shard_bytes = self.options, (self.options.shard_mb or 1 << 30) << 20
-        for layer in range(self.num_layers):
-            self.errors |= self.job.kept_json(_layer_name("quantize", layer))
-        _copy(self.measurement_file, self.out / self.measurement_file.name)
-        self.save_measurement()
+        target, shard_bytes = self.target, (self.options.shard_mb or 1 << 30) << 20
+        make_folder(target.folder)
+        _copy(self.measurement_file, target.folder / self.measurement_file.name)
         record = self.calibration.record
-        write_model(self.source, self.job, self.out, shard_bytes, options.bits, options.head_bits, record)
-        open_model(self.out)
+        write_model(self.source, self.job, target.folder, shard_bytes, target.bits, self.options.head_bits, record)
+        open_model(target.folder)
         self.tell("write", 1, 1)
 
     # ---- what they share
@@ -234,7 +300,7 @@ class Conversion:
 
     @cached_property
     def slots(self) -> list[Slot]:
-        return [slot for block in self.source.spec.blocks for slot in slots_of(block)]
+        return all_slots(self.source.spec)
 
     @property
     def num_layers(self) -> int:
@@ -244,25 +310,33 @@ class Conversion:
     def num_weights(self) -> int:
         return sum(slot.num_weights for slot in self.slots)
 
-    @cached_property
-    def chosen(self) -> list[MeasuredOption]:
+    @property
+    def target(self) -> Target:
+        """The model that is being made."""
+        return self.targets[self.job.progress.model]
+
+    def errors(self, number: int) -> dict[str, float]:
+        """Of a model that is made."""
+        layers = (self.job.kept_json(_errors_name(number, layer)) for layer in range(self.num_layers))
+        return {name: error for layer in layers for name, error in layer.items()}
+
+    def choose(self, target: Target) -> list[MeasuredOption]:
         """The option of each slot; the same at every run, so that it need not be kept."""
         try:
             measurement = read_measurement(self.measurement_file, self.source.spec)
         except JobError:  # which speaks of a file that the user gave
             raise corrupt(self.measurement_file) from None
         choices = [[Choice(o.num_bits, (1 - o.accuracy) ** 2) for o in options] for options in measurement]
-        picked = allocate(choices, self.options.bits, self.num_weights)
+        picked = allocate(choices, target.bits, self.num_weights)
         return [options[i] for options, i in zip(measurement, picked, strict=True)]
 
-    @property
-    def bits(self) -> float:
+    def bits(self, chosen: Sequence[MeasuredOption]) -> float:
         """Bits per weight of the chosen options, over the decoder's matrices."""
-        return sum(option.num_bits for option in self.chosen) / self.num_weights
+        return sum(option.num_bits for option in chosen) / self.num_weights
 
     @property
     def measurement_file(self) -> Path:
-        return self.job.folder / "measurement.json"
+        return self.job.folder / FILE_NAME
 
     def save_measurement(self) -> None:
         wanted = self.options.save_measurement
@@ -272,6 +346,10 @@ class Conversion:
 
 def _layer_name(stage: str, layer: int) -> str:
     return f"{stage}/{layer:05}"
+
+
+def _errors_name(model: int, layer: int) -> str:
+    return f"errors-{model}/{layer:05}"
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -29,6 +29,7 @@ class Progress:
 
     stage: str = STAGES[0]
     layer: int = 0  # layers of this stage that are done
+    model: int = 0  # models that are done, where a job makes several
 
 
 @dataclass
@@ -103,7 +104,7 @@ class Job:
             done = layer + 1
             if done == count or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
                 self.keep_tensors(_states_name(stage, done), {"states": states})
-                self.save(Progress(stage, done))
+                self.save(replace(self.progress, stage=stage, layer=done))
                 self._drop_states_except(stage, done)
         return states
 
@@ -124,6 +125,10 @@ class Job:
     def next_stage(self) -> None:
         self.save(replace(self.progress, stage=STAGES[STAGES.index(self.progress.stage) + 1], layer=0))
 
+    def next_model(self) -> None:
+        """Another is quantized with what was learnt for the first."""
+        self.save(Progress("quantize", model=self.progress.model + 1))
+
     def delete(self) -> None:
         (self.folder / "job.json").unlink()  # first: what is left of a killed deletion is no job any more
         shutil.rmtree(self.folder, ignore_errors=True)  # Windows keeps the lock for whoever holds it
@@ -136,9 +141,13 @@ def _read(path: Path) -> tuple[Progress, dict[str, Any]]:
         progress, version, identity = Progress(**state["progress"]), state["version"], dict(state["identity"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise corrupt(path) from None
-    if version != VERSION or progress.stage not in STAGES or not isinstance(progress.layer, int):
+    if version != VERSION or progress.stage not in STAGES or not _are_counts(progress.layer, progress.model):
         raise corrupt(path)
     return progress, identity
+
+
+def _are_counts(*values: object) -> bool:
+    return all(isinstance(value, int) and value >= 0 for value in values)
 
 
 def _states_name(stage: str, layer: int) -> str:

@@ -1,8 +1,7 @@
 """What a conversion is asked for, what it says on the way, and what it gives back."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from polybit.errors import JobError
@@ -15,7 +14,8 @@ from polybit.quantizer.method import METHODS, Method
 class ConvertOptions:
     """Rows and lengths are of calibration text; more of it is slower and a little better. JobError: a value's type."""
 
-    bits: float = 4.0  # average over the decoder's matrices, overheads included
+    # Average over the decoder's matrices, overheads included; a command line may ask for several.
+    bits: float = field(default=4.0, metadata={"no_option": True})
     head_bits: int = 6
     calibration: str | None = None  # a txt, jsonl or parquet file, a folder, a Hub dataset; None: found text
     rows: int = 16
@@ -54,6 +54,7 @@ class ConvertProgress:
     done: int
     total: int
     fraction: float
+    bits: float | None = None  # of the model that is being made, where there are several
 
 
 Report = Callable[[ConvertProgress], None]
@@ -73,13 +74,13 @@ class ConvertResult:
 
 
 def check_options(options: ConvertOptions) -> None:
-    """JobError for a value that no job can have. Whether `bits` can be reached depends on the model."""
-    if not math.isfinite(options.bits) or options.bits <= 0:
-        raise JobError(f"bits is {options.bits}, expected a number of bits per weight such as 4.0")
+    """JobError for a value that no job can have. Bits are checked with the targets that they make."""
     if options.head_bits not in HEAD_SETS:
         raise JobError(f"head_bits is {options.head_bits}, expected one of {', '.join(map(str, HEAD_SETS))}")
     if options.method not in METHODS:
         raise JobError(f"method {options.method!r} does not exist, expected one of {', '.join(METHODS)}")
+    if options.measure_only and options.measurement is not None:
+        raise JobError("measure_only makes a measurement, and measurement brings one; give one of the two")
     if options.calibration == "":
         raise JobError("calibration is '', expected a file, a folder or a dataset's id; leave it out for found text")
     for name, least in (("rows", 1), ("measure_rows", 1), ("length", 2), ("measure_length", 2), ("shard_mb", 0)):

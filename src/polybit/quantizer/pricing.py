@@ -24,6 +24,7 @@ WIDTHS = (8, 6, 5, 4, 3, 2)
 # Small groups pay for their scales, but for two bits, which leave scales little to follow.
 GROUP_SIZES: Mapping[int, int] = {8: 32, 6: 32, 5: 32, 4: 32, 3: 32, 2: 64}
 NUM_MAXIMA = 12  # half of what rounding tries
+SHARE_UNITS = 1 << 20  # in a whole, of which the rows' shares are multiples
 PRICES_AN_OCTAVE = 2  # a bit more of every weight divides its cost by four, two octaves
 
 Table = NDArray[np.float64]  # [widths, blocks]
@@ -111,8 +112,11 @@ def _cheapest(table: Table, bits: Table, price: float) -> NDArray[np.int64]:
 
 
 def _parameter_set(widths: NDArray[np.int64]) -> ParameterSet:
-    """Shares that a layout rounds up to just these blocks: half a block less than they hold."""
+    """Shares that a layout rounds up to just these blocks: half a block less than they hold.
+
+    They are binary fractions, which sum to exactly 1 in whatever order a reader adds them.
+    """
     counts = {WIDTHS[w]: int((widths == w).sum()) for w in dict.fromkeys(widths.tolist())}
-    shares = [round((count - 0.5) / len(widths), 6) for count in list(counts.values())[:-1]]
+    shares = [round((count - 0.5) / len(widths) * SHARE_UNITS) / SHARE_UNITS for count in list(counts.values())[:-1]]
     shares.append(1 - sum(shares))
     return ParameterSet(tuple(counts), tuple(shares), tuple(GROUP_SIZES[bits] for bits in counts))

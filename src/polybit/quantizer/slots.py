@@ -55,6 +55,11 @@ class Slot:
         )
 
 
+def all_slots(model: spec.Model) -> list[Slot]:
+    """Attention and MLP of every block, in model order."""
+    return [slot for block in model.blocks for slot in slots_of(block)]
+
+
 def slots_of(block: spec.Block) -> tuple[Slot, Slot]:
     """The block's attention and its MLP."""
     attn = block.attn

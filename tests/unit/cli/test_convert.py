@@ -11,6 +11,7 @@ from polybit.cli import original_convert
 from polybit.cli.guard import guarded
 from polybit.cli.main import run
 from polybit.errors import JobError
+from polybit.quantizer.convert import Conversion
 from polybit.quantizer.folders import WORK_FOLDER
 from polybit.quantizer.options import ConvertOptions, ConvertProgress
 from unit.cli.conftest import write_speaking_model
@@ -139,7 +140,7 @@ def test_an_interrupted_gguf_is_unpacked_once_and_never_taken_for_another(
         (out / WORK_FOLDER / "job.json").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert_module, "convert_folder", interrupted)
+    monkeypatch.setattr(convert_module, "convert_each", interrupted)
     for name in ("a.gguf", "a.gguf", "b.gguf"):
         assert polybit_cli("convert", tmp_path / name, tmp_path / "out", *QUICK).code == 130
     assert unpacked == ["a.gguf", "b.gguf"]
@@ -151,7 +152,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert_module, "convert_folder", interrupted)
+    monkeypatch.setattr(convert_module, "convert_each", interrupted)
     result = polybit_cli("convert", model_folder, tmp_path / "out")
     assert result.code == 130
     assert "run the same command again" in result.err
@@ -169,7 +170,9 @@ def test_defaults_are_the_originals() -> None:
     options = options_for()
     assert (options.bits, options.head_bits, options.shard_mb) == (4.125, 6, 8192)
     assert (options.rows, options.calibration) == (ConvertOptions().rows, None)
-    assert options_for("-c", "text.parquet").rows == 100
+    with_dataset = options_for("-c", "text.parquet")
+    assert (with_dataset.rows, with_dataset.measure_rows) == (100, 16)
+    assert (with_dataset.length, with_dataset.measure_length) == (2048, 2048)
 
 
 def test_flags_reach_the_conversion() -> None:
@@ -182,25 +185,48 @@ def test_flags_reach_the_conversion() -> None:
 def test_measuring_alone_makes_no_model() -> None:
     options = options_for("-om", "m.json")
     assert (options.measure_only, options.save_measurement) == (True, Path("m.json"))
-    assert guarded(lambda: original_convert.run(["-i", "a", "-o", "b", "-om", "m", "-cf", "c"])) == 2
+    for other in ("-cf", "-m"):
+        assert guarded(lambda other=other: original_convert.run(["-i", "a", "-o", "b", "-om", "m", other, "c"])) == 2
 
 
-@pytest.mark.parametrize("flag", ["-res", "-fst", "-hsol=3"])
+def test_lengths_count_without_a_dataset_but_rows_do_not() -> None:
+    options = options_for("-l", 300, "-r", 7, "-mr", 3)
+    assert (options.length, options.measure_length) == (300, ConvertOptions().measure_length)
+    assert (options.rows, options.measure_rows) == (ConvertOptions().rows, ConvertOptions().measure_rows)
+
+
+@pytest.mark.parametrize("flag", ["-res", "-fst", "-hsol=3", "-r=7", "-mr=7"])
 def test_a_flag_without_effect_says_so(
     flag: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def stop(*_: object) -> None:
         raise JobError("far enough")
 
-    monkeypatch.setattr(original_convert, "convert_folder", stop)
+    monkeypatch.setattr(convert_module, "convert_each", stop)
     caplog.set_level(logging.INFO)
     assert guarded(lambda: original_convert.run(["-i", "a", "-o", "b", flag])) == 2
     assert f"{flag.split('=')[0]} has no effect" in caplog.text
 
 
-def test_a_wrong_flag_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(lambda: original_convert.run(["-o", "b"])) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+@pytest.mark.parametrize(
+    ("arguments", "finding"),
+    [
+        (("-o", "b"), "-i is missing, and b holds no unfinished job"),
+        (("-o", "b", "-nr"), "-i is missing, and -nr starts over"),
+        (("-i", "a"), "required: -o/--out_dir"),
+        (("-i", "a", "-o", "b", "-b", "four"), "invalid float value: 'four'"),
+        (("-i", "a", "-o", "b", "-x"), "unrecognized arguments: -x"),
+        (("-i", "a", "-o", "b", "-hb", "7"), "head_bits is 7, expected one of 2, 3, 4, 5, 6, 8"),
+        (("-i", "a", "-o", "b", "-ss", "-1"), "shard_mb is -1, expected at least 0"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    arguments: tuple[str, ...], finding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(lambda: original_convert.run(arguments)) == 2
+    said = capsys.readouterr().err
+    assert finding in said
+    assert said.count("\n") == 1
 
 
 def test_status_lines_for_other_programs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,3 +243,23 @@ def test_the_whole_way_with_the_originals_flags(
     assert (tmp_path / "final" / "config.json").exists()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[STATUS]")]
     assert json.loads(lines[-1].removeprefix("[STATUS]").removesuffix("[/STATUS]"))["completion"] == 1.0
+
+
+@pytest.mark.parametrize("compiled", [(), ("-cf", "final")])
+def test_a_job_goes_on_without_its_source_named(
+    compiled: tuple[str, ...], model_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = ["-r", "2", "-l", "64", "-mr", "1", "-ml", "64"]
+    begin = ["-i", str(model_folder), "-o", "work", *compiled, "-b", "5", "-c", str(text), *rows]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Conversion, "quantize", stop)
+        assert guarded(lambda: original_convert.run([*begin, "-nr"])) == 130
+    monkeypatch.setattr(Conversion, "go_back", stop)  # what is done is not done again
+    original_convert.run(["-o", "work"])
+    config = json.loads((tmp_path / (compiled or ("", "work"))[1] / "config.json").read_text())
+    assert config["quantization_config"]["bits"] == 5.0

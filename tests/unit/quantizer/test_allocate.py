@@ -59,11 +59,19 @@ def test_nothing_that_helps_still_fits(slots: list[list[Choice]], share: float) 
         assert not any(c.loss < slot[i].loss and c.cost - slot[i].cost <= left for c in slot)
 
 
-@pytest.mark.parametrize("bits", [2.09, 8.06])
-def test_out_of_reach_says_what_can_be_reached(bits: float) -> None:
+@pytest.mark.parametrize(("bits", "nearest"), [(2.09, 2.1), (8.06, 8.05)])
+def test_out_of_reach_says_what_can_be_reached(bits: float, nearest: float) -> None:
     slots = [[Choice(2100, 0.5), Choice(8050, 0.1)]]
-    with pytest.raises(JobError, match=rf"^{bits:g} bits per weight .* span 2\.1 to 8\.05 bits"):
+    with pytest.raises(
+        JobError, match=rf"^{bits:g} bits per weight .* span 2\.1 to 8\.05 bits .* ask for {nearest:g},"
+    ):
         allocate(slots, bits, 1000)
+    assert allocate(slots, nearest, 1000) == [int(nearest > 5)]
+
+
+def test_any_number_of_options_a_slot_is_told_apart() -> None:
+    slots = [[Choice(1000 + i, (300 - i) ** 2) for i in range(300)]] * 2
+    assert allocate(slots, 2 * 1290, 1) == [290, 290]
 
 
 def test_a_real_shape_comes_within_a_five_thousandth_of_its_budget() -> None:
