@@ -78,8 +78,8 @@ class Pair:
         return list(engine.generate(self.prompt.tolist(), **settings).tokens)
 
     def _load(self, device: str, dtype: torch.dtype) -> Model:
-        name = str(dtype).removeprefix("torch.")
-        options = LoadOptions(device=device, dtype=name, max_seq_len=self.max_seq_len, unpacked=False)
+        name, backend = str(dtype).removeprefix("torch."), "reference" if device == "cpu" else None
+        options = LoadOptions(device=device, dtype=name, backend=backend, max_seq_len=self.max_seq_len, unpacked=False)
         return load(open_model(self.folder, options))
 
 
