@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polybit.cache import Holding, KVPool
-from polybit.generator.layout import lay_out
+from polybit.generator.layout import lay_out, run_of
 from polybit.generator.scheduler import Part
 from polybit.model.footprint import CHUNK_TOKENS
 from polybit.model.model import Model
@@ -58,7 +58,7 @@ def pass_over(model: Model, ids: Tensor, own: OwnRows, pool: KVPool, num_logits:
     """ids [S, n] after what `own` has; the logits [S, num_logits, V] of the last of them."""
     own.extend(ids, pool)
     count = ids.shape[1]
-    tokens, step = lay_out(tuple(Part(row, count) for row in own.rows), model.device)
+    tokens, step = lay_out([run_of(Part(row, count)) for row in own.rows], model.device)
     logits = model.forward(tokens, step, pool, _last(len(ids), count, num_logits, model.device))
     for row in own.rows:
         row.num_stored += count

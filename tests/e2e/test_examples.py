@@ -24,6 +24,7 @@ PRINTS = {
     "own_filter": r"short words: ([a-zA-Z]{0,4} ?)*\n$",
     "shared_beginning": r"bound\? 0 of 8\d\d .*\n.*leave\? 7\d\d of 8\d\d .*\n.*knew\? 7\d\d of 8\d\d ",
     "quantized_cache": r"fp16: .*\nq8: .*\nq4: ",
+    "speculative": r"n-grams: .* same text: True\ndraft model: ([1-9]\d*) of \1 guesses right; same text: True",
     "bad_prompts": r"answered: .*\nrefused: the prompt is empty.*\nrefused: the prompt has \d{6,} tokens",
     "leave_early": r"left after \d tokens\nthe other had all of its 12",
     "threads": r"cat .*(\n.*)*owl ",

@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any, overload
 
 from exllamav2.cache import ExLlamaV2Cache
-from exllamav2.generator.building import build_engine
+from exllamav2.generator.building import build_drafter, build_engine
 from exllamav2.generator.job import ExLlamaV2DynamicJob, Result
 from exllamav2.generator.sampler import Settings
 from exllamav2.model import ExLlamaV2
@@ -29,8 +29,8 @@ class ExLlamaV2DynamicGenerator:
         max_seq_len: int | None = None,
         max_chunk_size: int | None = None,
         max_q_size: int = 8,
-        draft_model: Any = None,
-        draft_cache: Any = None,
+        draft_model: ExLlamaV2 | None = None,
+        draft_cache: ExLlamaV2Cache | None = None,
         num_draft_tokens: int = 4,
         use_ngram_draft: bool = False,
         max_ngram: int = 4,
@@ -39,20 +39,17 @@ class ExLlamaV2DynamicGenerator:
         paged: bool = True,
         filter_background_eval: bool = True,
     ) -> None:
-        """max_batch_size: jobs that run at once, one where not `paged`. max_seq_len: tokens of a job.
+        """max_batch_size: jobs that run at once, one where not `paged`. max_seq_len: tokens of a job. draft_model, with
+        a draft_cache as large as `cache`, or use_ngram_draft: guess num_draft_tokens ahead; the text is the same.
 
         Chunk and thread sizes bound memory and speed, which polybit chooses; the text is the same.
         """
-        refuse(
-            "ExLlamaV2DynamicGenerator",
-            draft_model=draft_model,
-            draft_cache=draft_cache,
-            use_ngram_draft=use_ngram_draft,
-        )
         if max_batch_size is not None and max_batch_size < 1:
             raise RequestError(f"ExLlamaV2DynamicGenerator: max_batch_size is {max_batch_size}, expected at least 1")
         self.model, self.cache, self.tokenizer = model, cache, tokenizer
-        self._engine = build_engine(model, cache, tokenizer, (max_batch_size or MAX_BATCH) if paged else 1)
+        ngram = max_ngram if use_ngram_draft else None
+        drafter = build_drafter(cache, tokenizer, draft_model, draft_cache, num_draft_tokens, ngram)
+        self._engine = build_engine(model, cache, tokenizer, (max_batch_size or MAX_BATCH) if paged else 1, drafter)
         self._max_seq_len = max_seq_len or self._engine.context
         self._jobs: list[ExLlamaV2DynamicJob] = []
         self._untold: deque[list[Result] | PolybitError] = deque()  # of the last step

@@ -183,7 +183,11 @@ class ExLlamaV2DynamicJob:
         return {"job": self, "stage": stage, "serial": self.serial, "eos": False} | named
 
     def _ending(self, engine: Engine, completion: Completion) -> Result:
-        return _reason(engine, completion) | {
+        drafted = {
+            "accepted_draft_tokens": completion.accepted_draft_tokens,
+            "rejected_draft_tokens": completion.rejected_draft_tokens,
+        }
+        told = _reason(engine, completion) | {
             "eos": True,
             "full_completion": completion.text,
             "new_tokens": len(completion.tokens),
@@ -194,6 +198,7 @@ class ExLlamaV2DynamicJob:
             "cached_pages": completion.cached_tokens // PAGE_TOKENS,
             "cached_tokens": completion.cached_tokens,
         }
+        return told if engine.drafter is None else told | drafted
 
 
 def _reason(engine: Engine, completion: Completion) -> Result:

@@ -2,14 +2,16 @@
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from exllamav2.cache import ExLlamaV2Cache
-from exllamav2.generator.building import build_engine
+from exllamav2.generator.building import build_drafter, build_engine
 from exllamav2.generator.reports import all_logits, tables
 from exllamav2.generator.sampler import Settings, sampling_params
 from exllamav2.generator.starting import begin, rows_of
@@ -17,7 +19,7 @@ from exllamav2.model import ExLlamaV2
 from exllamav2.refusal import refuse
 from exllamav2.tokenizer import ExLlamaV2Tokenizer
 from polybit.errors import RequestError
-from polybit.generator import Stream
+from polybit.generator import Engine, Stream
 from polybit.generator.sampling import Report
 
 
@@ -27,21 +29,25 @@ class ExLlamaV2StreamingGenerator:
         model: ExLlamaV2,
         cache: ExLlamaV2Cache,
         tokenizer: ExLlamaV2Tokenizer,
-        draft_model: Any = None,
-        draft_cache: Any = None,
+        draft_model: ExLlamaV2 | None = None,
+        draft_cache: ExLlamaV2Cache | None = None,
         num_speculative_tokens: int = 5,
     ) -> None:
-        refuse("ExLlamaV2StreamingGenerator", draft_model=draft_model, draft_cache=draft_cache)
+        """`speculative_ngram` may be set before a text begins: its own past guesses what follows."""
         self.model, self.cache, self.tokenizer = model, cache, tokenizer
-        self._engine = build_engine(model, cache, tokenizer)
+        self.speculative_ngram = False
+        self.speculative_ngram_max = 5
+        self._num_guesses = num_speculative_tokens
+        by_model = build_drafter(cache, tokenizer, draft_model, draft_cache, num_speculative_tokens, None)
+        self._engine = build_engine(model, cache, tokenizer, drafter=by_model)
         self._stop_conditions: Collection[int | str] = self._engine.tokenizer.eos_ids[:1]
         self._stream: Stream | None = None
         self._prompt: list[int] = []
         self._abort_event: threading.Event | None = None
         self._num_top, self._wants_probs, self._wants_logits = 0, False, False
         self._num_told = self._num_suppressed_told = 0
-        self._num_streamed = 0  # tokens, since the counts were reset
-        self.speculative_ngram = False  # refused when a text begins
+        self._earlier = Counter[str]()  # tokens of texts before the present one
+        self._uncounted = Counter[str]()  # those before the counts were reset
 
     def warmup(self) -> None:
         """Nothing to warm up."""
@@ -82,7 +88,6 @@ class ExLlamaV2StreamingGenerator:
         """
         refuse(
             "ExLlamaV2StreamingGenerator.begin_stream_ex",
-            speculative_ngram=self.speculative_ngram,
             loras=loras,
             input_embeddings=input_embeddings,
         )
@@ -100,8 +105,9 @@ class ExLlamaV2StreamingGenerator:
             logprobs=return_top_tokens if return_top_tokens or return_probabilities else None,
             return_logits=return_logits,
         )
+        self._earlier += self._present()
         self._prompt = rows[0]
-        self._stream = begin(self._engine, rows, gen_settings, params, filters, filter_prefer_eos)
+        self._stream = begin(self._chosen_engine, rows, gen_settings, params, filters, filter_prefer_eos)
         self._abort_event = abort_event
         self._num_top, self._wants_probs, self._wants_logits = return_top_tokens, return_probabilities, return_logits
         self._num_told = self._num_suppressed_told = 0
@@ -130,14 +136,13 @@ class ExLlamaV2StreamingGenerator:
         if suppressed := completion.suppressed[self._num_suppressed_told :]:
             result["suppressed"] = "".join(suppressed)
         self._num_told, self._num_suppressed_told = len(certain), len(completion.suppressed)
-        self._num_streamed += len(tokens)
         return result
 
     def _next_chunk(self, stream: Stream, banned: frozenset[int]) -> str:
         while (chunk := stream.ready()) is None and not stream.has_ended:
             if banned:
                 stream.block(banned)
-            self._engine.step()
+            self._chosen_engine.step()
         return next(stream, "") if chunk is None else chunk
 
     def _known(self, tokens: Collection[int]) -> frozenset[int]:
@@ -155,16 +160,39 @@ class ExLlamaV2StreamingGenerator:
         return told
 
     def ngram_preload(self, input_ids: Tensor) -> None:
-        """Refused: nothing is drafted."""
-        raise RequestError("ExLlamaV2StreamingGenerator.ngram_preload: drafts are not supported by polybit yet")
+        """Refused: only the text itself is looked at."""
+        raise RequestError(
+            "ExLlamaV2StreamingGenerator.ngram_preload: polybit looks n-grams up in the text itself; "
+            "put what is to be repeated into the prompt"
+        )
 
     def reset_sd_stats(self) -> None:
         """Count anew."""
-        self._num_streamed = 0
+        self._uncounted = self._earlier + self._present()
 
     def get_sd_stats(self) -> tuple[float, float, int, int, int]:
-        """Efficiency and accuracy of drafts, tokens in all, drafted, accepted: there are no drafts."""
-        return 0.0, 0.0, self._num_streamed, 0, 0
+        """Accepted drafts as a share of tokens and of drafts; tokens in all, drafted, accepted."""
+        counts = self._earlier + self._present() - self._uncounted
+        total, accepted = counts["total"], counts["accepted"]
+        drafted = accepted + counts["rejected"]
+        return accepted / max(1, total), accepted / max(1, drafted), total, drafted, accepted
+
+    def _present(self) -> Counter[str]:
+        """Of the text that was begun last."""
+        if self._stream is None:
+            return Counter()
+        done = self._stream.completion
+        accepted, rejected = done.accepted_draft_tokens, done.rejected_draft_tokens
+        return Counter(total=len(done.tokens), accepted=accepted, rejected=rejected)
+
+    @property
+    def _chosen_engine(self) -> Engine:
+        return self._engine_by_ngrams if self.speculative_ngram else self._engine
+
+    @cached_property
+    def _engine_by_ngrams(self) -> Engine:
+        drafter = build_drafter(self.cache, self.tokenizer, None, None, self._num_guesses, self.speculative_ngram_max)
+        return build_engine(self.model, self.cache, self.tokenizer, drafter=drafter)
 
     def begin_stream(self, input_ids: Tensor, gen_settings: Settings, token_healing: bool = False) -> None:
         """The older name."""

@@ -7,7 +7,7 @@ from polybit.amounts import gibibytes
 from polybit.cache import PAGE_TOKENS, Holding, KVPool, pages_for
 from polybit.errors import OutOfMemory
 from polybit.generator.graphs import decode_graphs
-from polybit.generator.layout import lay_out
+from polybit.generator.layout import lay_out, run_of
 from polybit.generator.runner import Runner
 from polybit.generator.scheduler import Part
 from polybit.model.device import current
@@ -36,8 +36,8 @@ class Batch:
 
     def fill(self) -> None:
         """Random keys and values for every token but the last of each: what stands there costs no time."""
-        parts = tuple(Part(sequence, sequence.num_pending - 1) for sequence in self._sequences)
-        _, step = lay_out(parts, self._model.device)
+        runs = [run_of(Part(sequence, sequence.num_pending - 1)) for sequence in self._sequences]
+        _, step = lay_out(runs, self._model.device)
         for layer, block in enumerate(self._model.spec.blocks):
             shape = (2, step.num_tokens, block.attn.num_kv_heads, block.attn.head_dim)
             device = self._model.block_devices[layer]

@@ -40,6 +40,11 @@ class Holding:
         """Itself and its companion."""
         return (self,) if self.companion is None else (self, self.companion)
 
+    @property
+    def num_guessable(self) -> int:
+        """Guesses that may be tried out behind its last token."""
+        return 0
+
     def key(self, num_pages: int) -> Key:
         """Of the tokens in the first `num_pages` pages."""
         while len(self._keys) <= num_pages:

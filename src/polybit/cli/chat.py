@@ -11,17 +11,20 @@ from polybit.chat.saved import Chats
 from polybit.chat.session import Session
 from polybit.cli.console import note
 from polybit.cli.loading import load_engine
-from polybit.cli.shared_options import CacheTokens, ModelName, loading, sampling
+from polybit.cli.shared_options import CacheTokens, ModelName, drafting, loading, sampling
 from polybit.cli.talk import has_room, is_terminal, talk_at_terminal, talk_over_pipe
+from polybit.generator.drafting import DraftOptions
 from polybit.generator.params import SamplingParams
 from polybit.model.options import LoadOptions
 
 
 @loading
+@drafting
 @sampling
 def chat(
     model: ModelName,
     options: LoadOptions,
+    draft_options: DraftOptions,
     params: SamplingParams,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     resume: Annotated[
@@ -41,7 +44,7 @@ def chat(
     """
     chats = Chats(env.data_dir() / "chats")
     saved = None if resume is None else chats.read(resume)
-    engine = load_engine(model, options, cache_tokens)
+    engine = load_engine(model, options, cache_tokens, draft_options)
     engine.chat_template  # noqa: B018 - raises before the first question where the model has none
     session = Session(model, params, chats, partial(has_room, engine), system, forget)
     if resume is not None and saved is not None:

@@ -7,9 +7,10 @@ import typer
 
 from polybit.cli.console import note, print_json, results
 from polybit.cli.loading import load_engine
-from polybit.cli.shared_options import CacheTokens, ModelName, loading, sampling
+from polybit.cli.shared_options import CacheTokens, ModelName, drafting, loading, sampling
 from polybit.errors import RequestError
 from polybit.generator.completion import Completion
+from polybit.generator.drafting import DraftOptions
 from polybit.generator.engine import Engine
 from polybit.generator.params import SamplingParams
 from polybit.generator.stream import Stream
@@ -18,10 +19,12 @@ from polybit.text import Message
 
 
 @loading
+@drafting
 @sampling
 def generate(
     model: ModelName,
     options: LoadOptions,
+    draft_options: DraftOptions,
     params: SamplingParams,
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", help="Text to go on from; `-` reads it from stdin.", show_default=False)
@@ -34,7 +37,7 @@ def generate(
 ) -> None:
     """Continue a text, or answer one message with --chat."""
     text = sys.stdin.read() if prompt == "-" else prompt
-    engine = load_engine(model, options, cache_tokens)
+    engine = load_engine(model, options, cache_tokens, draft_options)
     answer = start(engine, text, system, params, as_message=chat or system is not None)
     if as_json:
         print_json(describe(answer.drain()))
@@ -78,6 +81,9 @@ def print_pieces(answer: Stream) -> None:
 def timings(done: Completion) -> str:
     """How much was written and read, and how fast."""
     written = f"{len(done.tokens)} tokens, {done.decode_rate:.1f} a second"
+    guessed = done.accepted_draft_tokens + done.rejected_draft_tokens
+    if guessed:
+        written += f", {done.accepted_draft_tokens} of {guessed} guesses right"
     return f"{written}; prompt {done.prompt_tokens} tokens, {done.cached_tokens} cached, {done.prefill_seconds:.2f} s"
 
 
@@ -90,4 +96,6 @@ def describe(done: Completion) -> dict[str, object]:
         "prompt_tokens": done.prompt_tokens,
         "prompt_tokens_per_second": done.prefill_rate,
         "tokens_per_second": done.decode_rate,
+        "accepted_draft_tokens": done.accepted_draft_tokens,
+        "rejected_draft_tokens": done.rejected_draft_tokens,
     }

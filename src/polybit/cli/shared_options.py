@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from polybit.cli.flags import Command, Flag, settings
+from polybit.generator.drafting import DraftOptions
 from polybit.generator.params import SamplingParams
 from polybit.model.options import LoadOptions
 
@@ -46,6 +47,18 @@ LOADING: Mapping[str, Flag] = {
     "cache": Flag("Keys and values: fp16 (as activations), q8, q6, q4, or bits of both, as k8v4"),
     "graphs": Flag("Generate with CUDA graphs where the model can: faster, for some memory"),
 }
+
+
+DRAFTING: Mapping[str, Flag] = {
+    "draft": Flag("Folder or Hub id of a smaller model with the same vocabulary, which guesses tokens ahead: faster"),
+    "ngram_draft": Flag("Guess tokens ahead from the text's own past: faster where it repeats itself"),
+    "num_draft_tokens": Flag("Tokens to guess ahead at most"),
+}
+
+
+def drafting(command: Command) -> Command:
+    """Turn a command's DraftOptions parameter into options."""
+    return settings(DraftOptions, "Drafting", DRAFTING)(command)
 
 
 def loading(command: Command) -> Command:

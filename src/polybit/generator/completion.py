@@ -23,6 +23,13 @@ class Completion:
     suppressed: tuple[str, ...] = ()  # banned texts, as the model wrote them before they were taken back
     suppressed_tokens: tuple[int, ...] = ()  # all that were taken back
     logprobs: tuple[Report, ...] = ()  # of each token, where SamplingParams asks for them
+    accepted_draft_tokens: int = 0  # of speculative decoding: guesses that were right
+    rejected_draft_tokens: int = 0  # and those that were not
+
+    @property
+    def draft_acceptance(self) -> float:
+        """Share of the guesses that were right; 0 where there were none."""
+        return self.accepted_draft_tokens / max(1, self.accepted_draft_tokens + self.rejected_draft_tokens)
 
     @property
     def prefill_rate(self) -> float:

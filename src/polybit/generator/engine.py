@@ -22,6 +22,7 @@ from polybit.generator.runner import Runner
 from polybit.generator.scheduler import Limits
 from polybit.generator.sequence import Sequence
 from polybit.generator.serving import PATIENCE, Serving
+from polybit.generator.speculative import Drafter
 from polybit.generator.stream import Stream, closing_all
 from polybit.model.footprint import CHUNK_TOKENS
 from polybit.model.model import Model
@@ -44,16 +45,27 @@ class Engine:
         folder: Path,
         use_graphs: bool = True,
         limits: Limits | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
-        """`folder`: where the chat template lies. `use_graphs`: where the model can. `limits`: of a step."""
+        """`folder`: where the chat template lies. `use_graphs`: where the model can. `limits`: of a step.
+
+        `drafter`: guesses tokens, which are tried out several in a step.
+        """
         self.model = model
         self.tokenizer = tokenizer
         self.pool = pool
         self.folder = folder
         self.context = min(model.max_seq_len, pool.num_tokens)  # tokens of one prompt and its answer
-        self.vocab_size = min(tokenizer.vocab_size, model.spec.embedding.num_rows)  # tokens that may be drawn
-        runner = Runner(model, pool, self.vocab_size, decode_graphs(model, pool, use_graphs))
-        self._serving = Serving(runner, limits or step_limits(model))
+        self.drafter = drafter
+        self._num_rows = model.spec.embedding.num_rows  # token ids that a prompt may hold
+        limits = limits or step_limits(model)
+        if drafter is not None:
+            self.context = min(self.context, drafter.max_seq_len)
+            self._num_rows = min(self._num_rows, drafter.num_rows)
+            limits = replace(limits, guesses=drafter.num_tokens)
+        self.vocab_size = min(tokenizer.vocab_size, self._num_rows)  # tokens that may be drawn
+        runner = Runner(model, pool, self.vocab_size, decode_graphs(model, pool, use_graphs), drafter)
+        self._serving = Serving(runner, limits)
         self._background = Background(self._serving)
 
     @cached_property
@@ -196,11 +208,11 @@ class Engine:
         """The token ids of a prompt, checked against the model's vocabulary."""
         if isinstance(prompt, str):
             return self._text_ids(prompt, add_bos=self.tokenizer.adds_bos or self.model.spec.needs_bos)
-        return _checked_ids(prompt, self.model.spec.embedding.num_rows)
+        return _checked_ids(prompt, self._num_rows)
 
     def _text_ids(self, text: str, add_bos: bool) -> list[int]:
         """A tokenizer may have more tokens than its model has rows: some were added without training."""
-        ids, size = self.tokenizer.encode(text, add_bos=add_bos), self.model.spec.embedding.num_rows
+        ids, size = self.tokenizer.encode(text, add_bos=add_bos), self._num_rows
         beyond = next((token for token in ids if token >= size), None)
         if beyond is not None:
             raise RequestError(

@@ -1,6 +1,8 @@
-"""Parts of sequences as the tensors of a step."""
+"""Runs of tokens, each of one sequence, as the tensors of a step."""
 
+from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,26 +16,53 @@ from polybit.modules.step import Step
 SPARE_COLUMNS = 8  # pages that every sequence may grow by before the table does
 
 
-def lay_out(parts: tuple[Part[Holding], ...], device: torch.device) -> tuple[Tensor, Step]:
-    """The parts one after another: tokens [T] and the step that places them."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    for part in parts:
-        pages, places = part.sequence.pages, range(part.sequence.num_stored, part.stop)
-        tokens += part.sequence.tokens[places.start : places.stop]
-        positions += places
-        slots += [pages[place // PAGE_TOKENS] * PAGE_TOKENS + place % PAGE_TOKENS for place in places]
+class Run(NamedTuple):
+    """Tokens that follow one another, from place `start` of a sequence on, and the pages that it holds."""
+
+    tokens: list[int]
+    start: int
+    pages: list[int]
+    num_wanted: int = 0  # last tokens whose logits are wanted
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.tokens)
+
+
+def run_of(part: Part[Holding]) -> Run:
+    """The part's tokens and guesses; logits from where a next token follows, and of every guess."""
+    sequence, guesses = part.sequence, part.guesses
+    start = sequence.num_stored
+    stop = start + part.count
+    tokens = sequence.tokens[start:stop]
+    num_wanted = 1 + len(guesses) if stop == len(sequence.tokens) else 0
+    return Run(tokens + guesses if guesses else tokens, start, sequence.pages, num_wanted)
+
+
+def lay_out(runs: Sequence[Run], device: torch.device) -> tuple[Tensor, Step]:
+    """The runs one after another: tokens [T] and the step that places them."""
+    places = [range(run.start, run.stop) for run in runs]
+    slots = [
+        run.pages[place // PAGE_TOKENS] * PAGE_TOKENS + place % PAGE_TOKENS
+        for run, placed in zip(runs, places, strict=True)
+        for place in placed
+    ]
     step = Step(
-        positions=torch.tensor(positions, device=device),
+        positions=torch.tensor([place for placed in places for place in placed], device=device),
         slots=torch.tensor(slots, device=device),
-        page_table=torch.tensor(_padded([part.sequence.pages for part in parts]), dtype=torch.int32, device=device),
-        query_starts=torch.tensor([0, *accumulate(part.count for part in parts)], dtype=torch.int32, device=device),
-        lengths=torch.tensor([part.stop for part in parts], dtype=torch.int32, device=device),
-        max_queries=max(part.count for part in parts),
-        max_length=max(part.stop for part in parts),
+        page_table=torch.tensor(_padded([run.pages for run in runs]), dtype=torch.int32, device=device),
+        query_starts=torch.tensor([0, *accumulate(map(len, places))], dtype=torch.int32, device=device),
+        lengths=torch.tensor([run.stop for run in runs], dtype=torch.int32, device=device),
+        max_queries=max(map(len, places)),
+        max_length=max(run.stop for run in runs),
     )
-    return torch.tensor(tokens, device=device), step
+    return torch.tensor([token for run in runs for token in run.tokens], device=device), step
+
+
+def wanted_of(runs: Sequence[Run]) -> list[int]:
+    """Places in [T] of the tokens whose logits are wanted."""
+    stops = accumulate(len(run.tokens) for run in runs)
+    return [at for run, stop in zip(runs, stops, strict=True) for at in range(stop - run.num_wanted, stop)]
 
 
 def _padded(rows: list[list[int]]) -> list[list[int]]:
@@ -43,7 +72,7 @@ def _padded(rows: list[list[int]]) -> list[list[int]]:
 
 
 class DecodeLayout:
-    """`lay_out` for steps of one token a sequence, on the host: in time that hardly grows with the pages they have.
+    """`lay_out` for runs of one token, on the host: in time that hardly grows with the pages they have.
 
     From step to step a sequence's pages seldom change, so rows of the page table are kept, and compared.
     """
@@ -52,20 +81,20 @@ class DecodeLayout:
         self._rows: list[list[int]] = []
         self._table = np.zeros((0, 0), dtype=np.int32)
 
-    def __call__(self, sequences: list[Holding]) -> tuple[Tensor, Step]:
-        """Their last tokens [S] and the step that places them, good until the next call."""
-        tokens = np.array([sequence.tokens[-1] for sequence in sequences], np.int64)
-        stored = np.array([sequence.num_stored for sequence in sequences], np.int64)
-        table = self._page_table([sequence.pages for sequence in sequences])
-        pages = table[np.arange(len(sequences)), stored // PAGE_TOKENS].astype(np.int64)
+    def __call__(self, runs: Sequence[Run]) -> tuple[Tensor, Step]:
+        """Their tokens [S] and the step that places them, good until the next call."""
+        tokens = np.array([run.tokens[0] for run in runs], np.int64)
+        starts = np.array([run.start for run in runs], np.int64)
+        table = self._page_table([run.pages for run in runs])
+        pages = table[np.arange(len(runs)), starts // PAGE_TOKENS].astype(np.int64)
         step = Step(
-            positions=torch.from_numpy(stored),
-            slots=torch.from_numpy(pages * PAGE_TOKENS + stored % PAGE_TOKENS),
+            positions=torch.from_numpy(starts),
+            slots=torch.from_numpy(pages * PAGE_TOKENS + starts % PAGE_TOKENS),
             page_table=torch.from_numpy(table),
-            query_starts=torch.arange(len(sequences) + 1, dtype=torch.int32),
-            lengths=torch.from_numpy((stored + 1).astype(np.int32)),
+            query_starts=torch.arange(len(runs) + 1, dtype=torch.int32),
+            lengths=torch.from_numpy((starts + 1).astype(np.int32)),
             max_queries=1,
-            max_length=int(stored.max()) + 1,
+            max_length=int(starts.max()) + 1,
         )
         return torch.from_numpy(tokens), step
 

@@ -25,6 +25,8 @@ class Limits:
     sequences: int  # that run at once
     prompt_tokens: int  # of a step where nobody waits for a next token
     tokens_beside: int = 512  # of prompts, in a step where someone does
+    guesses: int = 0  # that a sequence may try out in a step, behind its last token
+    rows: int = 64  # next tokens and guesses of a step, which the guesses share what the sequences leave of
 
 
 @dataclass(slots=True)
@@ -33,6 +35,8 @@ class Part(Generic[S_co]):
 
     sequence: S_co
     count: int
+    room: int = 0  # guesses after it that pages are held for
+    guesses: list[int] = field(default_factory=list)  # at most `room`; not tokens of the sequence yet
 
     @property
     def stop(self) -> int:
@@ -74,7 +78,7 @@ class Entry(Generic[S]):
 
 
 @dataclass
-class Draft(Generic[S]):
+class Sketch(Generic[S]):
     """A plan in the making."""
 
     room: int  # for tokens of prompts
@@ -160,7 +164,7 @@ class Scheduler(Generic[S]):
     def stored(self, plan: Plan[S]) -> None:
         """The plan was carried out, and the tokens that follow are in."""
         for part in plan.parts + plan.beside:
-            is_within_page = part.count == 1 and part.sequence.num_stored % PAGE_TOKENS
+            is_within_page = part.count == 1 and part.room == 0 and part.sequence.num_stored % PAGE_TOKENS
             if not is_within_page and part.sequence.pages:
                 part.sequence.mend(self.book)
                 _publish(part, self.book)
@@ -169,69 +173,83 @@ class Scheduler(Generic[S]):
 
     def plan(self) -> Plan[S]:
         """Empty only where nobody is there, or where the pool's pages are held by others than these sequences."""
-        draft = self._begin()
+        sketch = self._begin()
         turn = 0
         while turn < len(self._running):  # which may lose its last ones meanwhile
-            self._draft_part(self._running[turn], draft)
+            self._sketch_part(self._running[turn], sketch)
             turn += 1
-        while draft.room > 0 and (entry := self._next_to_start()) is not None:
+        while sketch.room > 0 and (entry := self._next_to_start()) is not None:
             self._waiting.remove(entry)
             insort(self._running, entry, key=_number)
-            draft.started.append(entry.sequence)
-            self._draft_part(entry, draft)
+            sketch.started.append(entry.sequence)
+            self._sketch_part(entry, sketch)
         sequences = [entry.sequence for entry in self._running]
-        parts = tuple(Part(sequence, draft.counts[sequence]) for sequence in sequences if sequence in draft.counts)
+        parts = tuple(Part(sequence, sketch.counts[sequence]) for sequence in sequences if sequence in sketch.counts)
         companions = [sequence.companion for sequence in sequences if sequence.companion is not None]
         beside = tuple(
-            Part(companion, draft.counts[companion]) for companion in companions if companion in draft.counts
+            Part(companion, sketch.counts[companion]) for companion in companions if companion in sketch.counts
         )
-        return Plan(tuple(draft.copies.values()), parts, tuple(draft.started), beside)
+        share = min(self.limits.guesses, max(0, self.limits.rows // max(1, len(sketch.counts)) - 1))
+        if share:
+            for part in parts:
+                self._give_room(part, share)
+        return Plan(tuple(sketch.copies.values()), parts, tuple(sketch.started), beside)
 
-    def _begin(self) -> Draft[S]:
+    def _begin(self) -> Sketch[S]:
         decodes = any(entry.sequence.num_pending == 1 for entry in self._running)
-        return Draft(self.limits.tokens_beside if decodes else self.limits.prompt_tokens)
+        return Sketch(self.limits.tokens_beside if decodes else self.limits.prompt_tokens)
 
-    def _draft_part(self, entry: Entry[S], draft: Draft[S]) -> None:
+    def _sketch_part(self, entry: Entry[S], sketch: Sketch[S]) -> None:
         sequence = entry.sequence
         if sequence.takes_one:  # nearly always, and this is done for all at every step
-            draft.counts[sequence] = 1
+            sketch.counts[sequence] = 1
             return
         if sequence.companion is None:
-            self._draft_member(entry, sequence, draft)
+            self._sketch_member(entry, sequence, sketch)
             return
         for member in sequence.members:
             member.mend(self.book)
         reading = [member for member in sequence.members if member.num_pending > 1]
         for member in reading or sequence.members:  # all take their last token in one and the same step
-            if not self._draft_member(entry, member, draft, num_kept=1 if reading else 0):
+            if not self._sketch_member(entry, member, sketch, num_kept=1 if reading else 0):
                 return
 
-    def _draft_member(self, entry: Entry[S], sequence: Holding, draft: Draft[S], num_kept: int = 0) -> bool:
+    def _sketch_member(self, entry: Entry[S], sequence: Holding, sketch: Sketch[S], num_kept: int = 0) -> bool:
         """`num_kept`: last tokens that are not for this step. Returns whether the entry could stay."""
         count = 1
         sequence.mend(self.book)
         if sequence.num_pending > 1:
-            if draft.reads_the_same(sequence):
+            if sketch.reads_the_same(sequence):
                 return True
             if (copy := sequence.reuse(self.book)) is not None:
-                draft.copies[sequence] = copy
-            count = min(_chunk(sequence, draft.room), sequence.num_pending - num_kept)
+                sketch.copies[sequence] = copy
+            count = min(_chunk(sequence, sketch.room), sequence.num_pending - num_kept)
         if count == 0:
             return True
-        if not self._make_room(entry, sequence, sequence.num_stored + count, draft):
+        if not self._make_room(entry, sequence, sequence.num_stored + count, sketch):
             return False
         if sequence.num_pending > 1:
-            draft.room -= count
-            draft.read(sequence, count)
+            sketch.room -= count
+            sketch.read(sequence, count)
         sequence.extend(self.book, sequence.num_stored + count)
-        draft.counts[sequence] = count
+        sketch.counts[sequence] = count
         return True
 
-    def _make_room(self, entry: Entry[S], sequence: Holding, length: int, draft: Draft[S]) -> bool:
+    def _give_room(self, part: Part[S], share: int) -> None:
+        """For up to `share` guesses, where nobody has to leave for them."""
+        sequence, length = part.sequence, len(part.sequence.tokens)
+        if sequence.num_pending != 1:
+            return
+        part.room = min(share, sequence.num_guessable)
+        if sequence.num_missing(length + part.room) > self.book.num_free:
+            part.room = PAGE_TOKENS * len(sequence.pages) - length
+        sequence.extend(self.book, length + part.room)
+
+    def _make_room(self, entry: Entry[S], sequence: Holding, length: int, sketch: Sketch[S]) -> bool:
         """Send the newest away until `length` tokens of one of the entry's members have room; whether it could stay."""
         while sequence.num_missing(length) > self.book.num_free:
             newest = self._running[-1]
-            self._send_away(is_sound=not draft.drop(newest.sequence))  # else its last page holds nothing yet
+            self._send_away(is_sound=not sketch.drop(newest.sequence))  # else its last page holds nothing yet
             if newest is entry:
                 return False
         return True

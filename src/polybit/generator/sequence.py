@@ -8,7 +8,7 @@ from polybit.cache import Holding
 from polybit.errors import PolybitError
 from polybit.generator.completion import Completion
 from polybit.generator.filters import Filter
-from polybit.generator.own_code import Revise
+from polybit.generator.own_code import OwnFilter, Revise
 from polybit.generator.params import SamplingParams
 from polybit.generator.sampling import Drawn, Report, SamplingState
 from polybit.generator.sampling.mask import TokenMask
@@ -43,10 +43,12 @@ class Sequence(Holding):
         self.finish_reason: FinishReason | None = None
         self.error: PolybitError | None = None
         self.is_cancelled = False
+        self.num_guessed = self.num_accepted = 0  # tokens that were tried out, and those of them that came true
         most = min(room, params.max_tokens or room) + (first is not None)
         limits = Limits(ends, most, params.min_tokens)
         self._control = TextControl(detokenizer, limits, params.stop, params.banned_strings, filter_, first)
         self._revise = revise
+        self._is_guessable = params.mirostat_tau == 0 and revise is None and not isinstance(filter_, OwnFilter)
         self._suppressed: list[str] = []
         self._suppressed_tokens: list[int] = []
         self._reports: list[Report] = []
@@ -70,10 +72,29 @@ class Sequence(Holding):
     def has_begun(self) -> bool:
         return self._begun > 0
 
+    @property
+    def num_guessable(self) -> int:
+        """None where something is known only when a token is there, or is the request's own code."""
+        is_open = self._is_guessable and self.companion is None and not self._is_blocked
+        return max(0, self._control.num_left - 1) if is_open else 0
+
     def begin(self) -> None:
         """Start the clock of its first step."""
         if not self._begun:
             self._begun = time.perf_counter()
+
+    def accept_all(self, drawn: Tokens[Drawn]) -> None:
+        """`accept` the next token, and those that follow from guesses that came true, as long as they do follow."""
+        length = len(self.tokens)
+        self.accept(drawn[0])
+        if len(drawn) == 1:  # nearly always
+            return
+        for i, one in enumerate(drawn[1:], 1):
+            if self.has_ended or len(self.tokens) != length + i:  # else it was taken back
+                return
+            self.num_stored += 1  # the token before this one was a guess
+            self.num_accepted += 1
+            self.accept(one)
 
     def accept(self, drawn: Drawn) -> str:
         """Take the sampled token; returns the text that became certain. A banned text takes tokens back instead.
@@ -101,6 +122,22 @@ class Sequence(Holding):
         self.pieces.append(text)
         return text
 
+    def foresee(self, token: int, state: SamplingState) -> SamplingState | None:
+        """Look on as if `token` had come, which `state` samples: what the next one is sampled with.
+
+        None where it cannot come there, or would be the last.
+        """
+        if not state.admits(token) or not self._control.foresee(token):
+            return None
+        later = state.ahead([token])
+        if self._control.restricts:
+            later.blocked, later.allowed = self._control.blocked, self._control.allowed()
+        return later
+
+    def look_back(self) -> None:
+        """Forget what was foreseen."""
+        self._control.look_back()
+
     def completion(self) -> Completion:
         """What came out so far."""
         return Completion(
@@ -117,6 +154,8 @@ class Sequence(Holding):
             suppressed=tuple(self._suppressed),
             suppressed_tokens=tuple(self._suppressed_tokens),
             logprobs=tuple(self._reports),
+            accepted_draft_tokens=self.num_accepted,
+            rejected_draft_tokens=self.num_guessed - self.num_accepted,
         )
 
     def _rewind(self, count: int) -> None:

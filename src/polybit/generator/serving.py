@@ -120,16 +120,16 @@ class Serving:
     def _carry_out(self, plan: Plan[Sequence]) -> None:
         for sequence in plan.started:
             sequence.begin()
-        for sequence, drawn in self._runner.run(plan):
-            if isinstance(drawn, PolybitError):
-                self._fail(sequence, self._runner.explained(drawn, sequence))
+        for sequence, said in self._runner.run(plan):
+            if isinstance(said, PolybitError):
+                self._fail(sequence, self._runner.explained(said, sequence))
             else:
-                self._accept(sequence, drawn)
+                self._accept(sequence, said)
         self._scheduler.stored(plan)
 
-    def _accept(self, sequence: Sequence, drawn: Drawn) -> None:
+    def _accept(self, sequence: Sequence, drawn: list[Drawn]) -> None:
         try:
-            sequence.accept(drawn)
+            sequence.accept_all(drawn)
         except PolybitError as error:
             self._fail(sequence, error)
             return

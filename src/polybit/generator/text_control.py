@@ -55,6 +55,7 @@ class TextControl:
         self._first = first
         self.restricts = bool(banned or filter_ or first is not None or limits.least)  # ever, so that most need not ask
         self._num_tokens = 0
+        self._num_foreseen = 0  # of those, that have not come yet
         self._fed: list[tuple[int, Detokenizer]] = []  # that may be taken back, and the state before each
         self._tried: dict[int, set[int]] = {}  # tokens that led to a banned string, by place
 
@@ -75,6 +76,36 @@ class TextControl:
         if self._num_tokens == 0 and self._first is not None:
             return self._first
         return None if self._filter is None else self._filter.allowed()
+
+    @property
+    def num_left(self) -> int:
+        """Tokens until the generation must end."""
+        return self._limits.most - self._num_tokens
+
+    # ---- what would be if a token came
+
+    def foresee(self, token: int) -> bool:
+        """Look at the place after `token`, one that is allowed; False, and stay, where the generation would end there.
+
+        It may end there all the same, or take tokens back: text is not looked at.
+        """
+        if token in self._limits.ends or self.num_left <= 1:
+            return False
+        if self._filter is not None:
+            self._filter.accept(token)
+            if self._filter.is_done:
+                self._filter.rewind(1)
+                return False
+        self._num_tokens += 1
+        self._num_foreseen += 1
+        return True
+
+    def look_back(self) -> None:
+        """To the place of the next token."""
+        count, self._num_foreseen = self._num_foreseen, 0
+        self._num_tokens -= count
+        if self._filter is not None and count:
+            self._filter.rewind(count)
 
     # ---- what a token does
 

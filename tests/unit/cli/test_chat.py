@@ -50,6 +50,14 @@ def test_answers_become_part_of_the_conversation(
     assert result.out.startswith(first_answer[1] + "\n")
 
 
+def test_guesses_change_no_answer(polybit_cli: Polybit, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    for options in ((), ("--ngram-draft",), ("--draft", model_folder)):
+        say(monkeypatch, "hello", "again")
+        said.append(polybit_cli("chat", model_folder, *options, *GREEDY).out)
+    assert said == said[:1] * 3
+
+
 def test_commands_are_lines_too(
     polybit_cli: Polybit, model_folder: Path, monkeypatch: pytest.MonkeyPatch, prompts: list[list[tuple[str, str]]]
 ) -> None:

@@ -30,6 +30,16 @@ def test_json_is_one_object_with_counts(polybit_cli: Polybit, model_folder: Path
     assert (answer["tokens"], answer["prompt_tokens"], answer["finish_reason"]) == (6, 5, "length")
 
 
+@pytest.mark.parametrize("by", ["--draft", "--ngram-draft"])
+def test_guesses_change_no_text_and_are_counted(polybit_cli: Polybit, model_folder: Path, by: str) -> None:
+    options = ("-p", "hello hello hello", *GREEDY, "-n", "60", "--num-draft-tokens", "3")
+    plain = polybit_cli("generate", model_folder, *options)
+    guessed = polybit_cli("generate", model_folder, *options, by, *([model_folder] if by == "--draft" else []))
+    assert guessed.out == plain.out
+    assert "guesses right" in guessed.err
+    assert "guesses" not in plain.err
+
+
 def test_a_dash_reads_the_prompt_from_stdin(
     polybit_cli: Polybit, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +64,8 @@ def test_chat_goes_through_the_template(polybit_cli: Polybit, model_folder: Path
         (("-p", "x", "--dtype", "int3"), "int3"),
         (("-p", "x", "--backend", "abacus"), "abacus"),
         (("-p", "x", "--max-seq-len", "0"), "max_seq_len is 0"),
+        (("-p", "x", "--num-draft-tokens", "99"), "num_draft_tokens is 99, expected a whole number from 1 to 32"),
+        (("-p", "x", "--ngram-draft", "--draft", "small"), "ngram_draft is True beside the draft model small"),
     ],
 )
 def test_refusals_are_one_line(

@@ -302,10 +302,35 @@ class TestDynamicGenerator:
         with pytest.raises(RequestError, match="num_free"):
             dynamic.print_page_list()
 
-    @pytest.mark.parametrize("argument", [{"draft_model": object()}, {"use_ngram_draft": True}])
-    def test_so_is_what_the_generator_cannot_do(self, parts, argument):
-        with pytest.raises(RequestError, match=next(iter(argument))):
-            ExLlamaV2DynamicGenerator(**parts, **argument)
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"use_ngram_draft": True}, "ngram_draft is True beside the draft model"),
+            ({"num_draft_tokens": 99}, "num_draft_tokens is 99, expected a whole number from 1 to 32"),
+            ({"draft_cache": None}, "draft_cache is not given, expected"),
+            ({"draft_cache": "small"}, "draft_cache is of 256 tokens, expected .* 512 tokens"),
+        ],
+    )
+    def test_so_is_a_draft_that_cannot_be(self, parts, wrong, message):
+        cache = ExLlamaV2Cache(parts["model"], max_seq_len=256 if wrong.get("draft_cache") == "small" else 512)
+        given = {"draft_model": parts["model"], "draft_cache": cache} | wrong
+        if given["draft_cache"] == "small":
+            given["draft_cache"] = cache
+        with pytest.raises(PolybitError, match=message):
+            ExLlamaV2DynamicGenerator(**parts, **given)
+
+    @pytest.mark.parametrize("by", ["a model", "n-grams"])
+    def test_drafts_change_no_text_and_are_counted(self, parts, dynamic, by):
+        expected = dynamic.generate("one one one", 24, gen_settings=GREEDY)
+        cache = ExLlamaV2Cache(parts["model"])
+        given = {"draft_model": parts["model"], "draft_cache": cache} if by == "a model" else {"use_ngram_draft": True}
+        drafting = ExLlamaV2DynamicGenerator(**parts, **given, num_draft_tokens=3)
+        found, last = drafting.generate("one one one", 24, gen_settings=GREEDY, return_last_results=True)
+        assert found == expected
+        assert last["accepted_draft_tokens"] > 0
+        assert last["rejected_draft_tokens"] >= 0
+        _, plain = dynamic.generate("one", 4, gen_settings=GREEDY, return_last_results=True)
+        assert "accepted_draft_tokens" not in plain
 
 
 def run(dynamic):
@@ -677,6 +702,31 @@ class TestOlderGenerators:
     def test_nothing_is_carried_on(self, parts):
         assert not ExLlamaV2BaseGenerator(**parts).full()
 
+    @pytest.mark.parametrize("by", ["a model", "n-grams"])
+    def test_drafts_are_counted(self, parts, by):
+        def text_of(streaming):
+            streaming.set_stop_conditions([])
+            streaming.begin_stream_ex(parts["tokenizer"].encode("one one one"), GREEDY)
+            tokens = []
+            while len(tokens) < 30:
+                tokens += streaming.stream_ex()["chunk_token_ids"][0].tolist()
+            return tokens[:30]
+
+        cache = ExLlamaV2Cache(parts["model"])
+        given = {"draft_model": parts["model"], "draft_cache": cache} if by == "a model" else {}
+        streaming = ExLlamaV2StreamingGenerator(**parts, **given, num_speculative_tokens=3)
+        streaming.speculative_ngram = by == "n-grams"
+        expected = text_of(ExLlamaV2StreamingGenerator(**parts))
+        assert text_of(streaming) == expected
+        efficiency, accuracy, total, drafted, accepted = streaming.get_sd_stats()
+        assert 0 < accepted <= drafted
+        assert total >= 30
+        assert (efficiency, accuracy) == (accepted / total, accepted / drafted)
+        text_of(streaming)
+        assert streaming.get_sd_stats()[2:] == (2 * total, 2 * drafted, 2 * accepted)
+        streaming.reset_sd_stats()
+        assert streaming.get_sd_stats() == (0.0, 0.0, 0, 0, 0)
+
     def test_there_are_no_drafts(self, parts):
         streaming = ExLlamaV2StreamingGenerator(**parts)
         streaming.set_stop_conditions([])
@@ -685,11 +735,8 @@ class TestOlderGenerators:
         assert streaming.get_sd_stats() == (0.0, 0.0, count, 0, 0)
         streaming.reset_sd_stats()
         assert streaming.get_sd_stats() == (0.0, 0.0, 0, 0, 0)
-        with pytest.raises(RequestError, match="drafts"):
+        with pytest.raises(RequestError, match="into the prompt"):
             streaming.ngram_preload(parts["tokenizer"].encode("one"))
-        streaming.speculative_ngram = True
-        with pytest.raises(RequestError, match="speculative_ngram"):
-            streaming.begin_stream_ex(parts["tokenizer"].encode("one"), GREEDY)
 
     def test_no_stream_yet(self, parts):
         with pytest.raises(RequestError, match="begin_stream_ex"):

@@ -45,8 +45,8 @@ class Bench:
         """One step; whoever is ready takes its next token."""
         for part in parts:
             part.sequence.extend(self.pool.book, part.stop)
-        for sequence, token in self.runner.run(Plan((), parts)):
-            sequence.accept(token)
+        for sequence, drawn in self.runner.run(Plan((), parts)):
+            sequence.accept_all(drawn)
 
     def tokens(self, lengths: list[int], steps: int) -> list[tuple[int, ...]]:
         """What sequences of these prompts say, together."""

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polybit.cache import PAGE_TOKENS, Holding, pages_for
-from polybit.generator.layout import DecodeLayout, lay_out
+from polybit.generator.layout import DecodeLayout, Run, lay_out, run_of, wanted_of
 from polybit.generator.scheduler import Part
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def holding(length, page):
 def test_parts_lie_one_after_another():
     first, second = Holding([5, 6, 7]), holding(PAGE_TOKENS + 2, 1)
     first.pages = [9]
-    tokens, step = lay_out((Part(first, 2), Part(second, 1)), CPU)
+    tokens, step = lay_out([run_of(Part(first, 2)), run_of(Part(second, 1))], CPU)
     assert tokens.tolist() == [5, 6, PAGE_TOKENS + 1]
     assert step.positions.tolist() == [0, 1, PAGE_TOKENS + 1]
     assert step.slots.tolist() == [9 * PAGE_TOKENS, 9 * PAGE_TOKENS + 1, 4 * PAGE_TOKENS + 1]
@@ -30,6 +30,18 @@ def test_parts_lie_one_after_another():
     assert step.query_starts.tolist() == [0, 2, 3]
     assert step.lengths.tolist() == [2, PAGE_TOKENS + 2]
     assert (step.max_queries, step.max_length) == (2, PAGE_TOKENS + 2)
+
+
+def test_guesses_come_behind_the_last_token_and_want_logits_too():
+    first, second = holding(PAGE_TOKENS, 1), Holding([5, 6, 7])
+    first.pages, second.pages = [1, 4], [9]
+    runs = [run_of(Part(first, 1, 2, [8, 9])), run_of(Part(second, 2))]
+    assert runs == [Run([PAGE_TOKENS - 1, 8, 9], PAGE_TOKENS - 1, [1, 4], 3), Run([5, 6], 0, [9], 0)]
+    assert wanted_of(runs) == [0, 1, 2]
+    _, step = lay_out(runs, CPU)
+    slots = [2 * PAGE_TOKENS - 1, 4 * PAGE_TOKENS, 4 * PAGE_TOKENS + 1, 9 * PAGE_TOKENS, 9 * PAGE_TOKENS + 1]
+    assert step.slots.tolist() == slots
+    assert step.lengths.tolist() == [PAGE_TOKENS + 2, 2]
 
 
 batches = st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 50)), min_size=1, max_size=5)
@@ -40,8 +52,9 @@ def test_a_decode_layout_says_the_same_whatever_it_laid_out_before(steps):
     layout = DecodeLayout()
     for batch in steps:
         sequences = [holding(length, page) for length, page in batch]
-        tokens, step = layout(sequences)
-        expected_tokens, expected = lay_out(tuple(Part(sequence, 1) for sequence in sequences), CPU)
+        runs = [run_of(Part(sequence, 1)) for sequence in sequences]
+        tokens, step = layout(runs)
+        expected_tokens, expected = lay_out(runs, CPU)
         assert torch.equal(tokens, expected_tokens)
         for name in ("positions", "slots", "page_table", "query_starts", "lengths"):
             found, wanted = getattr(step, name), getattr(expected, name)

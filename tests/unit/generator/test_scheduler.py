@@ -12,6 +12,14 @@ from polybit.generator.scheduler import Limits, Scheduler
 ROOMY = Limits(64, prompt_tokens=2048)
 
 
+class Guessable(Holding):
+    MOST = 5
+
+    @property
+    def num_guessable(self):
+        return 0 if self.companion is not None else self.MOST
+
+
 class Pool:
     """Instead of keys and values, every slot holds a hash of the tokens up to its own: what they would depend on."""
 
@@ -34,9 +42,19 @@ class Pool:
         self.started += [part.sequence for part in plan.parts if part.sequence not in self.started]
         return plan
 
+    def try_out(self, sequence, token, room):
+        """As many guesses as there is room for, of which the first few come true."""
+        right = token % (room + 1)
+        for _ in range(right):
+            sequence.tokens.append(token)
+            self.compute(sequence, 1)
+        for place in range(sequence.num_stored, sequence.num_stored + room - right):
+            self.slots[sequence.pages[place // PAGE_TOKENS]][place % PAGE_TOKENS] = "a guess that is not right"
+
     def compute(self, sequence, count):
         stored, stop = sequence.num_stored, sequence.num_stored + count
-        assert len(sequence.pages) == len(set(sequence.pages)) == pages_for(stop)
+        assert len(sequence.pages) == len(set(sequence.pages))
+        assert pages_for(stop) <= len(sequence.pages) <= pages_for(stop + sequence.num_guessable)
         expected = self.hashes_of(sequence)[:stop]
         seen = [seen for page in sequence.pages for seen in self.slots[page]]
         assert seen[:stored] == expected[:stored], "a key that belongs to another text"
@@ -59,6 +77,7 @@ class Pool:
             sequence = part.sequence
             assert len({member.num_pending == 0 for member in sequence.members}) == 1, "one is ahead of the other"
             if sequence.num_pending == 0 and (following := token(sequence)) is not None:
+                self.try_out(sequence, following, part.room)
                 for member in sequence.members:
                     member.tokens.append(following)
             elif sequence.num_pending == 0:
@@ -70,7 +89,7 @@ class Pool:
         return plan
 
     def add(self, tokens, beside=None, **options):
-        sequence = Holding(tokens)
+        sequence = Guessable(tokens)
         sequence.companion = None if beside is None else Holding(beside)
         self.hashes |= {member: [] for member in sequence.members}
         self.prompts[sequence] = len(tokens)
@@ -297,6 +316,38 @@ class TestTakingBack:
         assert second.num_reused < 16
 
 
+class TestGuesses:
+    LIMITS = Limits(64, 2048, guesses=3, rows=8)
+
+    def decoding(self, count, pages=20, limits=LIMITS, length=10):
+        pool = Pool(pages, limits)
+        for i in range(count):
+            pool.add(text(length, i))
+        assert [part.room for part in pool.advance().parts] == [0] * count  # of prompts
+        return pool
+
+    def test_share_what_the_sequences_leave_of_a_step(self):
+        for count, room in [(1, 3), (2, 3), (3, 1), (4, 1), (5, 0), (9, 0)]:
+            plan = self.decoding(count).advance()
+            assert [part.room for part in plan.parts] == [room] * count
+
+    def test_no_more_than_the_sequence_may_say(self):
+        pool = self.decoding(1, limits=Limits(64, 2048, guesses=9))
+        assert pool.advance().parts[0].room == Guessable.MOST
+
+    def test_get_pages_only_where_some_are_free(self):
+        pool = self.decoding(1, pages=1, length=PAGE_TOKENS - 3)
+        assert [pool.advance(lambda sequence: 0).parts[0].room for _ in range(2)] == [2, 1]
+        pool = self.decoding(1, pages=2, length=PAGE_TOKENS - 3)
+        assert pool.advance().parts[0].room == 3
+
+    def test_send_nobody_away(self):
+        pool = self.decoding(2, pages=2, length=PAGE_TOKENS - 2)
+        plan = pool.advance(lambda sequence: 0)
+        assert [part.room for part in plan.parts] == [1, 1]
+        assert pool.scheduler.num_running == 2
+
+
 def serve_all(pool, requests, rng, cancel_rate, take_back_rate=0.0):
     """Requests (prompt, length of answer, patience, prompt beside it or None) that come at random and are sometimes
     given up; all must end."""
@@ -325,7 +376,7 @@ def test_a_thousand_requests_with_a_pool_of_a_tenth_of_their_demand_all_end(seed
     ]
     at_once = 30
     demand = sum(pages_for(len(prompt) + answer) for prompt, answer, *_ in requests[:at_once])
-    pool = Pool(max(5, demand // 10), Limits(at_once, 2048))
+    pool = Pool(max(5, demand // 10), Limits(at_once, 2048, guesses=seed * 4))
     serve_all(pool, requests, rng, cancel_rate=0.002)
     assert pool.book.num_held == 0
     arrived = {sequence: number for number, sequence in enumerate(pool.prompts)}
@@ -342,7 +393,7 @@ requests = st.tuples(prompts, st.integers(1, 300), patiences, st.none() | prompt
 @given(st.lists(requests, min_size=1, max_size=12), st.integers(5, 9), st.integers(1, 5), st.integers(0, 99))
 def test_any_requests_end_and_read_only_what_belongs_to_them(wanted, pages, at_once, seed):
     """Prompts of four texts only, so that pages are shared in every way there is; the stub checks what is read."""
-    pool = Pool(pages, Limits(at_once, prompt_tokens=300, tokens_beside=100))
+    pool = Pool(pages, Limits(at_once, prompt_tokens=300, tokens_beside=100, guesses=seed % 6, rows=12))
     made = [
         (text(*prompt), answer, patience, None if beside is None else text(*beside))
         for prompt, answer, patience, beside in wanted

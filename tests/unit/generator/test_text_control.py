@@ -5,20 +5,22 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polybit.generator.filters import OneOf
 from polybit.generator.sampling.mask import mask_of, tokens_in
 from polybit.generator.stopping import fold
 from polybit.generator.text_control import Limits, TextControl, Verdict
-from polybit.text import Detokenizer
+from polybit.text import Detokenizer, PieceIndex
 from polybit.text.pieces import Pieces
 
 WRITTEN = ["a", "b", "A", "ab", "ba", "c ", "é", "", b"\xc3", b"\xa9", b"\xf0\x9f", "<end>"]
 PIECES = {i: piece if isinstance(piece, bytes) else piece.encode() for i, piece in enumerate(WRITTEN)}
 END = len(WRITTEN) - 1
+PIECES_OF = Pieces(PIECES, frozenset([END]), strips_lead=False)
 VOCABULARY = len(WRITTEN)
 
 
 def detokenizer():
-    return Detokenizer(Pieces(PIECES, frozenset([END]), strips_lead=False))
+    return Detokenizer(PIECES_OF)
 
 
 def control(most=100, least=0, ends=(END,), **options):
@@ -123,6 +125,44 @@ class TestFirst:
         assert tokens_in(machine.allowed()) == [token("a"), token("ab")]
         assert write(machine, "ab", "ab") == [Verdict("b"), Verdict("ab")]
         assert machine.allowed() is None
+
+
+class TestForesight:
+    def test_shows_the_places_ahead_and_leaves_them(self):
+        machine = control(most=5, least=2)
+        assert machine.blocked == {END}
+        assert machine.foresee(token("a"))
+        assert machine.foresee(token("b"))
+        assert (machine.blocked, machine.num_left) == (frozenset(), 3)
+        machine.look_back()
+        assert (machine.blocked, machine.num_left) == ({END}, 5)
+
+    def test_ends_where_the_text_must_or_may(self):
+        machine = control(most=3)
+        assert not machine.foresee(END)
+        assert [machine.foresee(token("a")) for _ in range(3)] == [True, True, False]
+        machine.look_back()
+        assert write(machine, "a", "a", "a")[-1].finish_reason == "length"
+
+    def test_follows_a_filter_and_stops_where_it_is_done(self):
+        machine = control(filter_=OneOf(["aba", "abc "], PieceIndex(PIECES_OF), VOCABULARY, [END]))
+        before = tokens_in(machine.allowed())
+        assert machine.foresee(token("ab"))
+        assert tokens_in(machine.allowed()) == [token("a"), token("c ")]
+        assert not machine.foresee(token("a"))
+        assert tokens_in(machine.allowed()) == [token("a"), token("c ")]
+        machine.look_back()
+        assert tokens_in(machine.allowed()) == before
+        assert write(machine, "ab", "a")[-1].finish_reason == "stop"
+
+    def test_knows_what_was_tried_only_where_it_was_tried(self):
+        machine = control(banned=["b"])
+        write(machine, "b")
+        assert machine.blocked == {token("b")}
+        machine.foresee(token("a"))
+        assert machine.blocked == frozenset()
+        machine.look_back()
+        assert machine.blocked == {token("b")}
 
 
 @given(st.lists(st.sampled_from(range(VOCABULARY - 1)), max_size=12))

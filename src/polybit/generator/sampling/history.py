@@ -13,7 +13,7 @@ Changes = tuple[NDArray[np.int64], Weights]  # tokens, and what is added to the 
 class History:
     """Appended to, cut off, and read without a copy."""
 
-    def __init__(self, tokens: Sequence[int]) -> None:
+    def __init__(self, tokens: Sequence[int] | Ids) -> None:
         self._length = len(tokens)
         self._ids = np.empty(max(64, 2 * len(tokens)), np.int32)
         self._ids[: self._length] = tokens
@@ -34,8 +34,11 @@ class History:
         """The last `count` tokens, or all there are; a view that is good until the next change."""
         return self._ids[max(0, self._length - count) : self._length]
 
+    def all(self) -> Ids:
+        return self.last(self._length)
+
     def copy(self) -> "History":
-        return History(self.last(self._length).tolist())
+        return History(self.all())
 
 
 def fading(length: int, full: int, decay: int) -> Weights:

@@ -18,6 +18,10 @@ def mask_of(tokens: Iterable[int], vocab_size: int) -> TokenMask:
     return np.packbits(chosen, bitorder="little").view(np.int32)
 
 
+def holds(mask: TokenMask, token: int) -> bool:
+    return 0 <= token < 32 * len(mask) and bool(mask[token // 32] >> (token % 32) & 1)
+
+
 def tokens_in(mask: TokenMask) -> list[int]:
     listed: list[int] = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
     return listed

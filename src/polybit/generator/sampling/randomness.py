@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 STRIDE = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
 PICK, EXCLUDE = 0, 1  # what a token's numbers are for
+GUESS, TRY = 0, 1  # what those of its guess are for, which are another stream's
+GUESSES = 0x5DEECE66D5A7A3B1  # turns the key of the one into that of the other
 NUMBERS_A_TOKEN = 2
 BITS = 24  # fp32 holds so many below 1 without rounding up to it
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from polybit.errors import KernelError, PolybitError, RequestError
 from polybit.generator.sampling.mask import is_member
-from polybit.generator.sampling.randomness import PICK, uniforms
+from polybit.generator.sampling.randomness import GUESS, PICK, TRY, uniforms
+from polybit.generator.sampling.rejection import Guess, with_guesses
 from polybit.generator.sampling.report import Drawn, Ranked, Report
 from polybit.generator.sampling.state import SamplingState
 from polybit.generator.sampling.steps import MIROSTAT, TOP_K
@@ -22,6 +23,7 @@ from polybit.generator.sampling.truncation import likeliest_k
 
 UNUSABLE = -1  # in place of a token, where no logit is a finite number
 States = Sequence[SamplingState]
+Guesses = Sequence[Guess | None]
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,44 @@ class Sampled:
         return [Drawn(token, self.reports.get(row)) for row, token in enumerate(tokens)]
 
 
-def sample(logits: Tensor, states: States) -> Sampled:
-    """logits [S, V] fp32 of the model, and the state of each row. Changes neither."""
+def sample(logits: Tensor, states: States, guesses: Guesses = ()) -> Sampled:
+    """logits [S, V] fp32 of the model, and the state of each row. Changes neither.
+
+    `guesses`: for each row the one that is tried out, or None; (): there are none.
+    """
     open_logits = masked(logits, states)
     groups = _groups(states)
     if len(groups) == 1:
-        return _sample_group(logits, open_logits, states)
+        return _sample_group(logits, open_logits, states, guesses)
     tokens = torch.empty(len(states), dtype=torch.int64, device=logits.device)
     reports: dict[int, Report] = {}
     for rows in groups:
         at = torch.tensor(rows, device=logits.device)
-        part = _sample_group(logits[at], open_logits[at], [states[row] for row in rows])
+        tried = [guesses[row] for row in rows] if guesses else ()
+        part = _sample_group(logits[at], open_logits[at], [states[row] for row in rows], tried)
         tokens[at] = part.tokens
         reports |= {rows[i]: report for i, report in part.reports.items()}
     return Sampled(tokens, reports)
+
+
+def propose(logits: Tensor, states: States) -> list[Guess]:
+    """Guesses from another model's logits [S, V], by the rows' own samplers.
+
+    A row with a seed has the very number that its token will be drawn by, which makes the two agree more often (Daliri
+    et al., arXiv 2408.07978); one without has another, and tells what it drew from.
+    """
+    free = [row for row, state in enumerate(states) if state.is_free]
+    bound = [row for row, state in enumerate(states) if not state.is_free]
+    guesses: dict[int, Guess] = {}
+    if bound:
+        tokens = sample(logits[bound], [states[row] for row in bound]).tokens.tolist()
+        guesses |= {row: Guess(token) for row, token in zip(bound, tokens, strict=True)}
+    if free:
+        probs = distributions(logits[free], [states[row] for row in free])
+        numbers = _guess_uniforms([states[row] for row in free], GUESS)
+        tokens = draw(probs.log(), numbers.to(logits.device)).tolist()
+        guesses |= {row: Guess(token, probs[i]) for i, (row, token) in enumerate(zip(free, tokens, strict=True))}
+    return [guesses[row] for row in range(len(states))]
 
 
 def distributions(logits: Tensor, states: States) -> Tensor:
@@ -119,9 +145,9 @@ def _groups(states: States) -> list[list[int]]:
     return list(groups.values())
 
 
-def _sample_group(raw: Tensor, logits: Tensor, states: States) -> Sampled:
+def _sample_group(raw: Tensor, logits: Tensor, states: States, guesses: Guesses) -> Sampled:
     left = _through_steps(logits, states)
-    tokens = likeliest(left.logits) if states[0].is_greedy else left.tokens_at(draw(left.logits, left.uniforms))
+    tokens = likeliest(left.logits) if states[0].is_greedy else _drawn(left, states, guesses)
     rows = [row for row, s in enumerate(states) if s.is_reported]
     if not rows:
         return Sampled(tokens)
@@ -155,6 +181,22 @@ class Left:
             return logits
         nothing = logits.new_full((len(logits), self.vocab_size), -math.inf)
         return nothing.scatter(1, self.candidates, logits)
+
+
+def _drawn(left: Left, states: States, guesses: Guesses) -> Tensor:
+    """Tokens [S]; guesses that tell what they were drawn from come true as often as they can."""
+    tokens = left.tokens_at(draw(left.logits, left.uniforms))
+    tried = {row: guess for row, guess in enumerate(guesses) if guess is not None and guess.probs is not None}
+    if tried:
+        at = torch.tensor(list(tried), device=tokens.device)
+        numbers = _guess_uniforms([states[row] for row in tried], TRY).to(tokens.device)
+        logits = with_guesses(left.whole(left.logits)[at], list(tried.values()), numbers)
+        tokens[at] = draw(logits, left.uniforms[at])
+    return tokens
+
+
+def _guess_uniforms(states: States, purpose: int) -> Tensor:
+    return torch.from_numpy(uniforms([state.guess_key for state in states], [state.count(purpose) for state in states]))
 
 
 def _through_steps(logits: Tensor, states: States) -> Left:

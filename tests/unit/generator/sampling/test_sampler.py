@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from closeness import assert_close
 from polybit.errors import KernelError, RequestError
 from polybit.generator.sampling import UNUSABLE, SamplingState, distributions, sample, unusable
-from polybit.generator.sampling.mask import is_member, mask_of, tokens_in
+from polybit.generator.sampling.mask import holds, is_member, mask_of, tokens_in
 from polybit.generator.sampling.randomness import uniforms
 from polybit.generator.sampling.sampler import draw, masked
 from unit.generator.sampling.rows import VOCABULARY, chi_square, kept, of_probs, params, random_logits, states
@@ -188,6 +188,7 @@ class TestMasks:
         mask = mask_of(tokens, size)
         inside = sorted(t for t in tokens if t < size)
         assert tokens_in(mask) == inside
+        assert [t for t in range(-1, 200) if holds(mask, t)] == inside
         allowed = is_member(torch.from_numpy(mask)[None], size)
         assert allowed.shape == (1, size)
         assert allowed[0].nonzero().flatten().tolist() == inside
