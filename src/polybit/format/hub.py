@@ -44,6 +44,15 @@ def local_folder(name: Path | str, weights: bool = True) -> Path:
         ) from None
 
 
+def hub_id_of(folder: Path) -> str | None:
+    """The id of the model that `folder` was downloaded as; None for folders of other origin."""
+    for part in folder.parts:
+        kind, *names = part.split("--")
+        if kind == "models" and len(names) == 2:
+            return "/".join(names)
+    return None
+
+
 def shortened(error: Exception) -> str:
     """The beginning of what it says, as one line."""
     return textwrap.shorten(str(error), 200, placeholder=" ...")

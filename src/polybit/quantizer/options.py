@@ -8,6 +8,7 @@ from polybit.errors import JobError
 from polybit.fields import check_kinds, path_of
 from polybit.quantizer.candidates import HEAD_SETS
 from polybit.quantizer.method import METHODS, Method
+from polybit.quantizer.tested import SelfTest
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ConvertOptions:
     measurement: Path | None = None  # of an earlier run on this model, instead of measuring
     save_measurement: Path | None = None  # one more copy of the measurement
     measure_only: bool = False
+    self_test: bool = True  # compare the result with the source on a little text; SelfTestFailed where it is garbage
     resume: bool = True  # continue an interrupted job; False: delete what it left
     device: str | None = None
     rope_scale: float | None = None
@@ -70,7 +72,8 @@ class ConvertResult:
     measurement: Path
     rounding: str  # "numba", "triton" or "torch"
     device: str
-    seconds: dict[str, float]  # by stage, of this run alone
+    seconds: dict[str, float]  # by stage; of one that was interrupted, what came after
+    self_test: SelfTest | None = None
 
 
 def check_options(options: ConvertOptions) -> None:

@@ -79,3 +79,16 @@ def test_an_empty_name_is_not_the_folder_one_stands_in(asked: list[Any]) -> None
     with pytest.raises(ConfigError, match="name is empty"):
         hub.local_folder("")
     assert not asked
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("/c/hub/models--owner--some-name/snapshots/0a1b", "owner/some-name"),
+        ("/c/hub/datasets--owner--name/snapshots/0a1b", None),
+        ("/home/me/models/some--name", None),
+        ("model", None),
+    ],
+)
+def test_the_id_of_a_downloaded_folder(folder: str, expected: str | None) -> None:
+    assert hub.hub_id_of(Path(folder)) == expected
