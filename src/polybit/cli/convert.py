@@ -44,6 +44,8 @@ CONVERSION: Mapping[str, Flag] = {
     "save_measurement": Flag("Keep the measurement in this file"),
     "measure_only": Flag("Stop after measuring"),
     "self_test": Flag("Compare the result with IN on a little text, and fail with exit code 3 if it is garbage"),
+    "push_to_hub": Flag("Upload the result to this repository (OWNER/NAME) on the Hub, which is made if there is none"),
+    "public": Flag("Let anybody see the repository that --push-to-hub makes; otherwise it is private"),
     "resume": Flag("Go on where an interrupted run stopped, or start over"),
     "device": Flag("One of cpu, cuda, cuda:1, mps", default="CUDA if there is one, else cpu"),
     "rope_scale": Flag("Stretch positions linearly by this factor while calibrating"),

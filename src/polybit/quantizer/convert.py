@@ -15,6 +15,7 @@ from torch import Tensor
 from polybit.errors import JobError
 from polybit.fields import check_callback, path_of, replaced
 from polybit.format.files import make_folder, replacing
+from polybit.format.hub import check_upload, upload
 from polybit.kernels.registry import load_backend
 from polybit.kernels.rounding import choose_rounding
 from polybit.model.device import choose_device, describe, use_threads
@@ -124,6 +125,7 @@ def convert_each(
     check_callback("progress", progress, JobError)
     out = path_of("the result's folder", out_folder, JobError)
     targets = targets_of(out, [replace(options, bits=each).bits for each in bits])
+    check_push(options, len(targets))
     load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
     source = open_model(source_folder, load_options)
     check_source(source, options, targets)
@@ -133,7 +135,22 @@ def convert_each(
     started = time.monotonic()
     with torch.no_grad(), open_job(source, out, options, targets, partial(tell, "calibrate")) as job:
         seconds = {"calibrate": time.monotonic() - started}
-        return Conversion(source, out, options, targets, device, job, tell, seconds).run()
+        results = Conversion(source, out, options, targets, device, job, tell, seconds).run()
+    if options.push_to_hub is not None:
+        message = f"{results[0].bits:.2f} bits a weight, by polybit {__version__}"
+        log.info("uploaded to %s", upload(results[0].folder, options.push_to_hub, options.public, message))
+    return results
+
+
+def check_push(options: ConvertOptions, num_models: int) -> None:
+    """JobError or ConfigError where an upload could only fail at the end."""
+    if options.push_to_hub is None:
+        return
+    if num_models > 1:
+        raise JobError(
+            f"push_to_hub takes one model, not {num_models}; ask for one size, or upload each folder with: hf upload"
+        )
+    check_upload(options.push_to_hub)
 
 
 def _checked(options: ConvertOptions | None) -> ConvertOptions:

@@ -30,6 +30,8 @@ class ConvertOptions:
     save_measurement: Path | None = None  # one more copy of the measurement
     measure_only: bool = False
     self_test: bool = True  # compare the result with the source on a little text; SelfTestFailed where it is garbage
+    push_to_hub: str | None = None  # OWNER/NAME of a repository on the Hub that the result is uploaded to
+    public: bool = False  # whether anybody sees a repository that this makes
     resume: bool = True  # continue an interrupted job; False: delete what it left
     device: str | None = None
     rope_scale: float | None = None
@@ -86,6 +88,12 @@ def check_options(options: ConvertOptions) -> None:
         raise JobError("measure_only makes a measurement, and measurement brings one; give one of the two")
     if options.calibration == "":
         raise JobError("calibration is '', expected a file, a folder or a dataset's id; leave it out for found text")
+    if options.measure_only and options.push_to_hub is not None:
+        raise JobError(f"measure_only makes no model for {options.push_to_hub}; leave out one of the two")
+    if options.public and options.push_to_hub is None:
+        raise JobError(
+            "public is about a repository on the Hub, but push_to_hub names none; give it or leave public out"
+        )
     for name, least in (("rows", 1), ("measure_rows", 1), ("length", 2), ("measure_length", 2), ("shard_mb", 0)):
         if getattr(options, name) < least:
             raise JobError(f"{name} is {getattr(options, name)}, expected at least {least}")

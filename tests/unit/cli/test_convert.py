@@ -11,6 +11,7 @@ from polybit.cli import original_convert
 from polybit.cli.guard import guarded
 from polybit.cli.main import run
 from polybit.errors import JobError
+from polybit.quantizer import convert as conversion
 from polybit.quantizer import tested
 from polybit.quantizer.convert import Conversion
 from polybit.quantizer.folders import WORK_FOLDER
@@ -66,6 +67,33 @@ def test_garbage_has_an_exit_code_of_its_own(
     assert result.err.count("\n") == 1
     assert "report.html" in result.err
     assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_an_upload_is_checked_before_and_done_after(
+    polybit_cli: Polybit, model_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, out = list[tuple[object, ...]](), tmp_path / "out"
+    monkeypatch.setattr(conversion, "check_upload", lambda *given: calls.append((*given, out.exists())))
+    monkeypatch.setattr(conversion, "upload", lambda *given: calls.append(given) or "https://address")
+    more = ("-b", "5", "-c", text, "--push-to-hub", "me/tiny", *QUICK)
+    result = polybit_cli("convert", model_folder, out, *more)
+    assert result.code == 0
+    assert calls[0] == ("me/tiny", False)
+    assert calls[1][:3] == (out, "me/tiny", False)
+    assert "uploaded to https://address" in result.err
+
+
+def test_several_models_are_not_uploaded_over_each_other(
+    polybit_cli: Polybit, model_folder: Path, tmp_path: Path
+) -> None:
+    result = polybit_cli("convert", model_folder, tmp_path / "o", "-b", "4", "-b", "5", "--push-to-hub", "me/tiny")
+    assert (result.code, (tmp_path / "o").exists()) == (2, False)
+    assert "takes one model, not 2" in result.err
+
+
+def test_public_without_a_repository_is_a_mistake(polybit_cli: Polybit, model_folder: Path, tmp_path: Path) -> None:
+    result = polybit_cli("convert", model_folder, tmp_path / "out", "--public")
+    assert (result.code, (tmp_path / "out").exists()) == (2, False)
 
 
 def test_a_measurement_can_be_used_again(
