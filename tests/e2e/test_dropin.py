@@ -24,7 +24,7 @@ print(gen.generate(prompt="Write a Tailwind grid system", max_new_tokens=400))
 SOURCES = Path(__file__).parents[2] / "src"
 
 
-def run(script: str, home: Path) -> subprocess.CompletedProcess[str]:
+def run(script: str, home: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """With `home` as the user's home, where the script looks for its model."""
     settings = {"HOME": str(home), "USERPROFILE": str(home), "PYTHONPATH": str(SOURCES), "PYTHONIOENCODING": "utf-8"}
     settings["POLYBIT_CACHE"] = str(env.cache_dir())  # of compiled kernels
@@ -34,7 +34,7 @@ def run(script: str, home: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         encoding="utf-8",
         check=False,
-        timeout=120,
+        timeout=timeout,
     )
 
 

@@ -9,6 +9,7 @@ from pydoc_data.topics import topics
 import pytest
 import torch
 
+from e2e.test_dropin import SCRIPT, run
 from polybit.model.evaluate import cut_windows, evaluate
 from polybit.model.load import load
 from polybit.model.options import LoadOptions
@@ -37,6 +38,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 def test_the_demo_answers(demo: Demo) -> None:
     assert demo.code == 0, demo.err
     assert "Paris" in demo.out
+
+
+def test_a_script_for_the_original_runs_as_it_is(demo: Demo, tmp_path: Path) -> None:
+    (tmp_path / "quants").mkdir()
+    (tmp_path / "quants" / "llama3-70b-exl2").symlink_to(demo.folder / "SmolLM2-135M-Instruct-4bpw")
+    done = run(SCRIPT, tmp_path, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "grid" in done.stdout.removeprefix("Write a Tailwind grid system").lower()
 
 
 def test_four_bits_predict_nearly_what_sixteen_do(demo: Demo) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from polybit.cli.console import note, notes, print_tables
 from polybit.cli.dry_run import dry_run
 from polybit.cli.flags import Flag, settings
+from polybit.errors import FormatError
 from polybit.format import gguf
 from polybit.format.files import atomic_write_text
 from polybit.quantizer.convert import convert_each
@@ -37,7 +38,7 @@ CONVERSION: Mapping[str, Flag] = {
     "length": Flag("Tokens a row"),
     "measure_rows": Flag("Rows that gptq-v2 measures on"),
     "measure_length": Flag("Tokens a row that gptq-v2 measures on"),
-    "method": Flag("gptq-loss asks the model's own loss what matters, gptq-v2 is the original's way"),
+    "method": Flag("How to find what matters: gptq-loss asks the model's own loss, gptq-v2 is the original's way"),
     "shard_mb": Flag("Megabytes a weight file; 0: one file"),
     "work_dir": Flag("Folder for unfinished work", default="a hidden one inside OUT, deleted at the end"),
     "measurement": Flag("Use this measurement of an earlier run instead of measuring"),
@@ -128,6 +129,8 @@ def unpacked_gguf(path: Path, out: Path, job: Path) -> Iterator[Path]:
 
 def unpack_once(path: Path, folder: Path) -> None:
     """Unless an earlier run did it with the same file."""
+    if not path.is_file():
+        raise FormatError(f"{path} is not a file; give the path of a .gguf file")
     found, mark = path.stat(), folder / UNPACKED_FROM
     wanted = f"{path.resolve()} {found.st_size} {found.st_mtime_ns}"
     if mark.exists() and mark.read_text(encoding="utf-8") == wanted:

@@ -38,6 +38,7 @@ EXTRAS = (
     Extra("numba", "fast models and conversion on the CPU", "'polybit[cpu]'"),
     Extra("gguf", "GGUF files as a source for conversion, and the demo"),
     Extra("pyarrow", "parquet files as calibration text"),
+    Extra("llguidance", "answers that follow a JSON schema, a regular expression or a grammar"),
 )
 
 

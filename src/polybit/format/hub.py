@@ -12,6 +12,8 @@ from polybit.errors import ConfigError
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 WEIGHTS = ("*.safetensors",)  # never pickled ones
 DESCRIPTION = ("*.json", "*.jinja", "LICENSE*", "README.md")  # never code
+# What the Hub's client raises: its own errors, and whatever the HTTP library raises that it is built on, which changes.
+FAILURES: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, HFValidationError, OSError)
 
 
 def local_folder(name: Path | str, weights: bool = True) -> Path:
@@ -37,7 +39,7 @@ def local_folder(name: Path | str, weights: bool = True) -> Path:
             f"{repository} is only given to those who accepted its terms: do that on https://huggingface.co/{repository}"
             ", then log in with: hf auth login"
         ) from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except FAILURES as error:
         raise ConfigError(
             f"{name} is no folder here, and the Hub did not give it ({shortened(error)}); check the name and the "
             "connection"

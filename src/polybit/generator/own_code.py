@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import index
+from typing import Any
 
 import numpy as np
 
@@ -49,12 +51,21 @@ def own_revise(revise: Revise, vocab_size: int) -> Revise:
 
     def revised(drawn: Drawn) -> int:
         with _explained("revise"):
-            token = revise(drawn)
-        if token not in range(vocab_size):
-            raise RequestError(f"revise gave {token!r}, expected a token id from 0 to {vocab_size - 1}")
+            given = revise(drawn)
+        token = _whole(given)
+        if token is None or not 0 <= token < vocab_size:
+            raise RequestError(f"revise gave {given!r:.60}, expected a token id from 0 to {vocab_size - 1}")
         return token
 
     return revised
+
+
+def _whole(given: Any) -> int | None:
+    """Ids come as numbers of other libraries too, such as a tensor of one."""
+    try:
+        return index(given)
+    except TypeError:
+        return None
 
 
 @contextmanager

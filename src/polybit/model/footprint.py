@@ -158,10 +158,6 @@ def held_bytes(source: ModelSource, linear: spec.Linear, dtype: torch.dtype, unp
     return bias + linear.in_features * width * dtype.itemsize
 
 
-def is_packed(source: ModelSource, linear: spec.Linear) -> bool:
-    return source.checkpoint.kind(linear.key) in QUANTIZED
-
-
 def _block_bytes(
     block: spec.Block, held: HeldBytes, numbers: dict[str, int], dtype: torch.dtype, cache: KVBits
 ) -> BlockBytes:

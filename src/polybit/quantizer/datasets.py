@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polybit.errors import CalibrationError
+from polybit.format.hub import FAILURES, shortened
 
 SUFFIXES = (".parquet", ".jsonl", ".txt", ".md")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -91,7 +92,6 @@ def _text_of(value: Any) -> str:
 def _hub(dataset: str) -> Iterator[str]:
     """Files are fetched one by one, as far as their text is needed."""
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         names = HfApi().list_repo_files(dataset, repo_type="dataset")
@@ -100,9 +100,8 @@ def _hub(dataset: str) -> Iterator[str]:
             raise CalibrationError(f"dataset {dataset} holds no parquet, jsonl or txt file; choose another dataset")
         for name in sorted(chosen, key=lambda name: "train" not in name):
             yield from _file(Path(hf_hub_download(dataset, name, repo_type="dataset")))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except FAILURES as error:
         raise CalibrationError(
-            f"calibration text {dataset} is neither a file here nor a dataset to be had from the Hub ({reason}); "
-            "check the name and the connection"
+            f"calibration text {dataset} is neither a file here nor a dataset to be had from the Hub "
+            f"({shortened(error)}); check the name and the connection"
         ) from None

@@ -161,6 +161,12 @@ def test_a_broken_gguf_is_refused(polybit_cli: Polybit, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_gguf_that_is_not_there_is_refused(polybit_cli: Polybit, tmp_path: Path) -> None:
+    result = polybit_cli("-q", "convert", tmp_path / "typo.gguf", tmp_path / "out")
+    assert result.code == 2
+    assert "typo.gguf is not a file; give the path of a .gguf file" in " ".join(result.err.split())
+
+
 @pytest.fixture
 def unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the GGUF files that were unpacked."""

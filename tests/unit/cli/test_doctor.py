@@ -38,14 +38,15 @@ def test_what_is_missing_comes_with_the_command_that_mends_it(
 ) -> None:
     version = importlib.metadata.version
 
-    def without_numba(package: str) -> str:
-        if package == "numba":
+    def without_some(package: str) -> str:
+        if package in ("numba", "llguidance"):
             raise importlib.metadata.PackageNotFoundError
         return version(package)
 
-    monkeypatch.setattr(importlib.metadata, "version", without_numba)
+    monkeypatch.setattr(importlib.metadata, "version", without_some)
     out = " ".join(polybit_cli("doctor", "--device", "cpu").out.split())
     assert "-m pip install 'polybit[cpu]'" in out
+    assert "-m pip install llguidance" in out
     assert "-m pip install gguf" not in out
 
 

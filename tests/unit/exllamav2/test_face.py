@@ -603,12 +603,12 @@ class TestSettings:
             ExLlamaV2Sampler.sample(logits[:1], mixed, ids, 0.5, parts["tokenizer"])
 
     def test_one_step_within_filters_and_a_healed_prompt(self, parts):
-        tokenizer, logits = parts["tokenizer"], torch.zeros(1, 1, 260)
+        tokenizer, logits, ids = parts["tokenizer"], torch.zeros(1, 1, 260), torch.zeros(1, 1, dtype=torch.long)
         select = ExLlamaV2SelectFilter(parts["model"], tokenizer, ["a"])
-        tokens, *_, ended = ExLlamaV2Sampler.sample(logits, GREEDY, logits, 0.5, tokenizer, filters=[select])
+        tokens, *_, ended = ExLlamaV2Sampler.sample(logits, GREEDY, ids, 0.5, tokenizer, filters=[select])
         assert (tokenizer.decode(tokens[0]), ended) == ("a", True)
         b = tokenizer.encode("b")
-        tokens, *_, ended = ExLlamaV2Sampler.sample(logits, GREEDY, logits, 0.5, tokenizer, prefix_token=b)
+        tokens, *_, ended = ExLlamaV2Sampler.sample(logits, GREEDY, ids, 0.5, tokenizer, prefix_token=b)
         assert (tokens.tolist(), ended) == (b.tolist(), False)
 
     def test_misspelt_settings_are_errors(self):

@@ -5,7 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, LocalTokenNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+)
 
 from polybit.errors import ConfigError
 from polybit.format import hub
@@ -47,7 +53,15 @@ def test_an_id_is_downloaded_with_its_revision(asked: list[Any], tmp_path: Path)
     assert asked == [("owner/name", None), ("owner/name", "4.0bpw")]
 
 
-@pytest.mark.parametrize("error", [LocalEntryNotFoundError("no\nnetwork"), HFValidationError("bad name"), OSError("x")])
+class Unreachable(HfHubHTTPError.__bases__[0]):
+    """An error of the HTTP library that the Hub's client is built on."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [LocalEntryNotFoundError("no\nnetwork"), HFValidationError("bad name"), OSError("x"), Unreachable("no route")],
+    ids=["offline", "name", "disk", "network"],
+)
 def test_what_the_hub_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def refuse(*_: Any, **__: Any) -> str:
         raise error

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from polybit.errors import RequestError
 from polybit.generator import SamplingParams, load
@@ -203,10 +204,17 @@ class TestCodeOfTheRequestsOwn:
             assert stream.drain().tokens == (66,) * 4
         assert [len(drawn.report.likeliest) for drawn in seen] == [2] * 4
 
+    def test_an_id_may_come_as_another_library_s_number(self, engine):
+        with engine.stream("p", max_tokens=2, revise=lambda drawn: torch.tensor([[66]])) as stream:
+            tokens = stream.drain().tokens
+        assert (tokens, {type(token) for token in tokens}) == ((66, 66), {int})
+
     @pytest.mark.parametrize(
         ("revise", "message"),
         [
             (lambda drawn: 260, "revise gave 260, expected a token id from 0 to 259"),
+            (lambda drawn: None, "revise gave None, expected a token id"),
+            (lambda drawn: torch.tensor([66, 67]), r"revise gave tensor\(\[66, 67\]\), expected a token id"),
             (lambda drawn: 1 // 0, "own revise failed: ZeroDivisionError"),
         ],
     )

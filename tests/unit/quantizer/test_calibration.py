@@ -4,9 +4,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from polybit.errors import CalibrationError
@@ -130,6 +132,20 @@ def test_a_hub_dataset_is_fetched_file_by_file(tmp_path: Path, monkeypatch: pyte
 def test_an_offline_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CalibrationError, match=r"^calibration text someone/words is neither [^\n]*$"):
+        list(datasets.documents("someone/words"))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unreachable(HfHubHTTPError.__bases__[0]):
+        """An error of the HTTP library that the Hub's client is built on."""
+
+    def refuse(*_: Any, **__: Any) -> list[str]:
+        raise Unreachable("connection\nrefused")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: SimpleNamespace(list_repo_files=refuse))
+    with pytest.raises(
+        CalibrationError, match=r"^calibration text someone/words is neither [^\n]*\(connection refused\)"
+    ):
         list(datasets.documents("someone/words"))
 
 
