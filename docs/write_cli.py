@@ -19,10 +19,10 @@ INTRODUCTION = """# Commands and options
 
 Written by `docs/write_cli.py` from the commands themselves; `polybit COMMAND --help` says the same in the terminal.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 a mistake that one line on stderr explains, 130
-interrupted. Two environment variables are read: `POLYBIT_DEVICE` (the device where none is named) and `POLYBIT_CACHE`
-(the folder for downloads). Conversations of `polybit chat` are kept in `polybit/chats` of the folder for user data,
-`~/.local/share` unless `XDG_DATA_HOME` says otherwise.
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 a mistake that one line on stderr explains, 3 a
+converted model that failed its self-test, 130 interrupted. Two environment variables are read: `POLYBIT_DEVICE` (the
+device where none is named) and `POLYBIT_CACHE` (the folder for downloads). Conversations of `polybit chat` are kept in
+`polybit/chats` of the folder for user data, `~/.local/share` unless `XDG_DATA_HOME` says otherwise.
 """
 
 

@@ -23,6 +23,7 @@ from polybit.errors import (
     OutOfMemory,
     PolybitError,
     RequestError,
+    SelfTestFailed,
     UnsupportedModel,
 )
 from polybit.generator import Completion, Engine, SamplingParams, Stream, load
@@ -47,6 +48,7 @@ __all__ = [
     "PolybitError",
     "RequestError",
     "SamplingParams",
+    "SelfTestFailed",
     "Stream",
     "UnsupportedModel",
     "__version__",

@@ -9,6 +9,7 @@ PolybitError
 ├── FormatError        a weight file is missing, truncated, or holds a tensor of the wrong name, type or shape
 ├── CalibrationError   calibration text is missing, unreadable or too short
 ├── JobError           a conversion's working folder is corrupt or belongs to another job
+├── SelfTestFailed     a conversion's result is garbage; its folder is kept
 ├── KernelError        a backend is missing, or cannot do what was asked
 ├── OutOfMemory        a model or a cache does not fit where it was told to go
 └── RequestError       a generation request asks for something impossible
@@ -40,6 +41,10 @@ class CalibrationError(PolybitError):
 
 class JobError(PolybitError):
     """A conversion cannot start or go on: its folder is in use, corrupt, or from another job."""
+
+
+class SelfTestFailed(PolybitError):
+    """A converted model is garbage; its folder is kept. The command line exits with code 3."""
 
 
 class KernelError(PolybitError):

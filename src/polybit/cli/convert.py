@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -22,6 +23,7 @@ from polybit.quantizer.folders import work_folder
 from polybit.quantizer.job import Job
 from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
 from polybit.quantizer.target import targets_of
+from polybit.quantizer.tested import SelfTest
 
 UNPACKED_FROM = ".unpacked-from"  # hidden, so that it is not copied into the result
 
@@ -42,6 +44,9 @@ CONVERSION: Mapping[str, Flag] = {
     "measurement": Flag("Use this measurement of an earlier run instead of measuring"),
     "save_measurement": Flag("Keep the measurement in this file"),
     "measure_only": Flag("Stop after measuring"),
+    "self_test": Flag("Compare the result with IN on a little text, and fail with exit code 3 if it is garbage"),
+    "push_to_hub": Flag("Upload the result to this repository (OWNER/NAME) on the Hub, which is made if there is none"),
+    "public": Flag("Let anybody see the repository that --push-to-hub makes; otherwise it is private"),
     "resume": Flag("Go on where an interrupted run stopped, or start over"),
     "device": Flag("One of cpu, cuda, cuda:1, mps", default="CUDA if there is one, else cpu"),
     "rope_scale": Flag("Stretch positions linearly by this factor while calibrating"),
@@ -156,6 +161,16 @@ def conversion_progress() -> Iterator[Report]:
         yield report
 
 
+def add_self_test(table: Table, test: SelfTest) -> None:
+    score = test.score
+    table.add_row("KL to the source", f"{test.nats:.4f} nats on held-out text, at most {test.allowed:g} pass")
+    table.add_row("perplexity", f"{score.perplexity:.2f}, the source's {test.source_perplexity:.2f}")
+    table.add_row("same favourite", f"{score.top1:.1%}")
+    if test.sample is not None:
+        table.add_row("asked" if test.sample.is_chat else "given", escape(test.sample.prompt))
+        table.add_row("it says", escape(" ".join(test.sample.text.split())))
+
+
 def result_table(result: ConvertResult) -> Table:
     table = Table.grid(padding=(0, 2))
     if result.errors:
@@ -163,6 +178,8 @@ def result_table(result: ConvertResult) -> Table:
         table.add_row("EXL2 model", str(result.folder))
         table.add_row("bits per weight", f"{result.bits:.3f}")
         table.add_row("largest error", f"{result.errors[worst]:.3f} of the output of {worst}")
+    if result.self_test is not None:
+        add_self_test(table, result.self_test)
     table.add_row("measurement", str(result.measurement))
     table.add_row("took", ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items()))
     return table

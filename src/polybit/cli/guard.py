@@ -6,9 +6,9 @@ import torch
 import typer
 
 from polybit.cli.console import fail, notes
-from polybit.errors import PolybitError
+from polybit.errors import PolybitError, SelfTestFailed
 
-DONE, MISTAKE, INTERRUPTED = 0, 2, 130
+DONE, MISTAKE, GARBAGE, INTERRUPTED = 0, 2, 3, 130
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # every wrong command line; typer exports this leaf only
 
@@ -19,6 +19,9 @@ def guarded(action: Callable[[], int | None]) -> int:
         code = action() or DONE
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except SelfTestFailed as error:
+        fail(str(error))
+        return GARBAGE
     except PolybitError as error:
         return failed(str(error))
     except UsageError as error:

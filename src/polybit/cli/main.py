@@ -41,7 +41,8 @@ def polybit_command(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line -> exit code: 0 done, 2 a mistake that the one line on stderr explains, 130 interrupted."""
+    """Run one command line -> exit code: 0 done, 2 a mistake that the one line on stderr explains, 3 a model that
+    failed its self-test, 130 interrupted."""
     return guarded(lambda: app(list(arguments), prog_name="polybit", standalone_mode=False))
 
 

@@ -1,11 +1,11 @@
-"""Models by their id on the Hugging Face Hub: downloaded once, then folders like any other."""
+"""Models by their id on the Hugging Face Hub: downloaded once, then folders like any other; and folders put there."""
 
 import re
 import textwrap
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from polybit.errors import ConfigError
 
@@ -44,6 +44,43 @@ def local_folder(name: Path | str, weights: bool = True) -> Path:
             f"{name} is no folder here, and the Hub did not give it ({shortened(error)}); check the name and the "
             "connection"
         ) from None
+
+
+def hub_id_of(folder: Path) -> str | None:
+    """The id of the model that `folder` was downloaded as; None for folders of other origin."""
+    for part in folder.parts:
+        kind, *names = part.split("--")
+        if kind == "models" and len(names) == 2:
+            return "/".join(names)
+    return None
+
+
+def check_upload(repository: str) -> None:
+    """ConfigError, hours before an upload would fail: it is no repository's name, or nobody is logged in."""
+    if not HUB_ID.fullmatch(repository) or "@" in repository:
+        raise ConfigError(f"{repository!r} is no repository on the Hub, expected its owner and its name: OWNER/NAME")
+    try:
+        HfApi().whoami()
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+        raise ConfigError(
+            f"the Hub does not know who wants to write to {repository} ({shortened(error)}); log in with: hf auth login"
+        ) from None
+
+
+def upload(folder: Path, repository: str, public: bool, message: str) -> str:
+    """Put a folder's files into a repository, which is made if there is none -> its address. ConfigError: refused."""
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=not public, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message=message, ignore_patterns=[".*", "**/.*"]
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ConfigError(
+            f"{folder} is complete, but the Hub did not take it ({shortened(error)}); "
+            f"try again with: hf upload {repository} {folder}"
+        ) from None
+    return str(address)
 
 
 def shortened(error: Exception) -> str:

@@ -17,6 +17,7 @@ from polybit.kernels.pages import FULL
 from polybit.model.model import Model
 from polybit.modules.step import KVStore, QuantizedScratch, Step, whole_rows
 
+MOST_NATS = 700.0  # a token: the exponential of much more is no float, and of a model's garbage enough is said
 CHUNK_ELEMENTS = 1 << 26  # logits turned into float64 probabilities at a time: half a gigabyte
 
 EvalProgress = Callable[[int, int], None]  # windows done, windows in all
@@ -105,10 +106,15 @@ def check_windows(model: Model, windows: Tensor) -> None:
 
 def score_window(model: Model, reference: Model | None, window: Tensor) -> WindowScore:
     """One forward pass of each model over one window [L]."""
-    logits = predictions(model, window)
-    targets = window[1:].to(logits.device)
+    expected = None if reference is None else predictions(reference, window)
+    return score_logits(predictions(model, window), window[1:], expected)
+
+
+def score_logits(logits: Tensor, targets: Tensor, expected: Tensor | None = None) -> WindowScore:
+    """Logits [n, V] where targets [n] followed, and a reference's there."""
+    targets = targets.to(logits.device)
     nll, kl, agreed = 0.0, 0.0, 0
-    expected = None if reference is None else predictions(reference, window).to(logits.device)
+    expected = None if expected is None else expected.to(logits.device)
     for part in chunks(logits.shape[0], logits.shape[1]):
         log_q = log_probabilities(logits[part])
         nll -= float(log_q.gather(1, targets[part, None]).sum())
@@ -150,7 +156,7 @@ def chunks(rows: int, width: int) -> Iterator[slice]:
 
 def combine(scores: list[WindowScore], compared: bool) -> Score:
     tokens = sum(score.tokens for score in scores)
-    perplexity = math.exp(sum(score.nll for score in scores) / tokens)
+    perplexity = math.exp(min(sum(score.nll for score in scores) / tokens, MOST_NATS))
     if not compared:
         return Score(perplexity, tokens, None, None, None)
     means = [score.kl / score.tokens for score in scores]

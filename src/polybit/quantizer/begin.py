@@ -149,7 +149,9 @@ def judging_stages(options: ConvertOptions) -> tuple[str, ...]:
 
 def making_stages(options: ConvertOptions) -> tuple[str, ...]:
     """What every model of a conversion takes."""
-    return () if options.measure_only else ("quantize", "head", "write")
+    if options.measure_only:
+        return ()
+    return ("quantize", "head", "write", *(("test",) if options.self_test else ()))
 
 
 def read_kept_calibration(job: Job) -> Calibration:

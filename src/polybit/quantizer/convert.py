@@ -3,8 +3,8 @@
 import logging
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
@@ -15,6 +15,7 @@ from torch import Tensor
 from polybit.errors import JobError
 from polybit.fields import check_callback, path_of, replaced
 from polybit.format.files import make_folder, replacing
+from polybit.format.hub import check_upload, upload
 from polybit.kernels.registry import load_backend
 from polybit.kernels.rounding import choose_rounding
 from polybit.model.device import choose_device, describe, use_threads
@@ -46,13 +47,21 @@ from polybit.quantizer.passes import (
     quantize_layer,
 )
 from polybit.quantizer.progress import Teller
+from polybit.quantizer.report.card import read_card
+from polybit.quantizer.report.findings import gather
+from polybit.quantizer.report.write import write_report
+from polybit.quantizer.selftest import refuse_garbage, self_test
 from polybit.quantizer.sensitivity import Sensitivity, keep_sensitivities, kept_sensitivities
 from polybit.quantizer.slots import Slot, all_slots
 from polybit.quantizer.target import Target, targets_of
+from polybit.quantizer.tested import SelfTest
+from polybit.version import __version__
 
 __all__ = ["ConvertOptions", "ConvertProgress", "ConvertResult", "Report", "convert"]
 
 log = logging.getLogger(__name__)
+
+SECONDS = "seconds"  # of the stages that all models share; a model's own have its number behind it
 
 
 @overload
@@ -93,6 +102,7 @@ def convert(
     `fields` are those of ConvertOptions, and replace what `options` says: `convert(source, out, bits=3.5)`. A list of
     bits makes a model of each, in folders of `out_folder` (see targets_of), and returns a list.
     Raises ConfigError, FormatError, CalibrationError or JobError; what was done by then is kept for another run.
+    SelfTestFailed: all was done, but a result is garbage.
     """
     options = replaced(_checked(options), fields, "option of conversion", JobError)
     if isinstance(bits, Sequence) and not isinstance(bits, str):
@@ -115,6 +125,7 @@ def convert_each(
     check_callback("progress", progress, JobError)
     out = path_of("the result's folder", out_folder, JobError)
     targets = targets_of(out, [replace(options, bits=each).bits for each in bits])
+    check_push(options, len(targets))
     load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
     source = open_model(source_folder, load_options)
     check_source(source, options, targets)
@@ -124,7 +135,22 @@ def convert_each(
     started = time.monotonic()
     with torch.no_grad(), open_job(source, out, options, targets, partial(tell, "calibrate")) as job:
         seconds = {"calibrate": time.monotonic() - started}
-        return Conversion(source, out, options, targets, device, job, tell, seconds).run()
+        results = Conversion(source, out, options, targets, device, job, tell, seconds).run()
+    if options.push_to_hub is not None:
+        message = f"{results[0].bits:.2f} bits a weight, by polybit {__version__}"
+        log.info("uploaded to %s", upload(results[0].folder, options.push_to_hub, options.public, message))
+    return results
+
+
+def check_push(options: ConvertOptions, num_models: int) -> None:
+    """JobError or ConfigError where an upload could only fail at the end."""
+    if options.push_to_hub is None:
+        return
+    if num_models > 1:
+        raise JobError(
+            f"push_to_hub takes one model, not {num_models}; ask for one size, or upload each folder with: hf upload"
+        )
+    check_upload(options.push_to_hub)
 
 
 def _checked(options: ConvertOptions | None) -> ConvertOptions:
@@ -144,46 +170,70 @@ class Conversion:
     device: torch.device
     job: Job
     tell: Teller
-    seconds: dict[str, float]  # by stage, so far
+    seconds: dict[str, float]  # of the stages that all models share, so far
+    tests: dict[int, SelfTest] = field(default_factory=dict)  # by model
 
     def run(self) -> list[ConvertResult]:
-        self.seconds |= self.go_through(judging_stages(self.options))
+        self.seconds = self.go_through(SECONDS, judging_stages(self.options), self.seconds)
         self.save_measurement()
         if self.options.measure_only:
-            return [self.result(self.out, 0.0, {}, self.measurement_file, {})]
+            return [self.result(self.out, 0.0, {}, self.measurement_file, {}, None)]
         results = [self.make(number) for number in range(len(self.targets))]
         self.job.delete()
+        for result in results:
+            if result.self_test is not None:
+                refuse_garbage(result.self_test, result.folder)
         return results
 
     def make(self, number: int) -> ConvertResult:
         """One of the models, unless an earlier run did."""
-        target, seconds = self.targets[number], dict[str, float]()
-        if number == self.job.progress.model:
+        target, is_due = self.targets[number], number == self.job.progress.model
+        seconds = dict[str, float]()
+        if is_due:
             self.tell = replace(self.tell, model=number)
-            seconds = self.go_through(making_stages(self.options))
+            seconds = self.go_through(f"{SECONDS}-{number}", making_stages(self.options))
+        chosen, copy = self.choose(target), target.folder / self.measurement_file.name
+        test = self.tests.get(number)
+        result = self.result(target.folder, self.bits(chosen), self.errors(number), copy, seconds, test)
+        if is_due:
+            self.report(target, chosen, result)
             if number + 1 < len(self.targets):
                 self.job.next_model()
-        bits, copy = self.bits(self.choose(target)), target.folder / self.measurement_file.name
-        return self.result(target.folder, bits, self.errors(number), copy, seconds)
+        return result
 
-    def go_through(self, stages: Sequence[str]) -> dict[str, float]:
-        """Those that are not done yet; the seconds of each."""
+    def report(self, target: Target, chosen: list[MeasuredOption], result: ConvertResult) -> None:
+        written, options = open_model(target.folder, self.source.options), replace(self.options, bits=target.bits)
+        findings = gather(self.source, written, options, result, chosen, self.calibration.record, __version__)
+        write_report(findings, target.folder, read_card(self.source.folder))
+
+    def go_through(
+        self, kept_as: str, stages: Sequence[str], so_far: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """Those that are not done yet; the seconds of each, with those of earlier runs and `so_far`."""
         judge = {"forward": self.go_forward, "backward": self.go_back, "measure": self.measure}
-        run = judge | {"quantize": self.quantize, "head": self.quantize_head, "write": self.write}
-        seconds = dict[str, float]()
+        run = judge | {"quantize": self.quantize, "head": self.quantize_head}
+        run |= {"write": self.write, "test": self.test}
+        seconds = dict(so_far or {}) | kept_seconds(self.job, kept_as)
         for stage in stages:
             if STAGES.index(stage) >= STAGES.index(self.job.progress.stage):
                 started = time.monotonic()
                 run[stage]()
                 seconds[stage] = time.monotonic() - started
+                self.job.keep_json(kept_as, seconds)
                 log.info("%s: %.1f s", stage, seconds[stage])
         return seconds
 
     def result(
-        self, folder: Path, bits: float, errors: dict[str, float], measurement: Path, seconds: dict[str, float]
+        self,
+        folder: Path,
+        bits: float,
+        errors: dict[str, float],
+        measurement: Path,
+        seconds: dict[str, float],
+        test: SelfTest | None,
     ) -> ConvertResult:
         rounding, device = self.bench.rounding.NAME, describe(self.device)
-        return ConvertResult(folder, bits, errors, measurement, rounding, device, self.seconds | seconds)
+        return ConvertResult(folder, bits, errors, measurement, rounding, device, self.seconds | seconds, test)
 
     # ---- stages
 
@@ -278,6 +328,13 @@ class Conversion:
         write_model(self.source, self.job, target.folder, shard_bytes, target.bits, self.options.head_bits, record)
         open_model(target.folder)
         self.tell("write", 1, 1)
+        self.job.next_stage()
+
+    def test(self) -> None:
+        target = self.target
+        bits = min(target.bits, self.options.head_bits)  # the head can spoil a model alone
+        tell = partial(self.tell, "test")
+        self.tests[self.job.progress.model] = self_test(self.bench, target.folder, bits, tell)
 
     # ---- what they share
 
@@ -342,6 +399,14 @@ class Conversion:
         wanted = self.options.save_measurement
         if wanted is not None:
             _copy(self.measurement_file, wanted / self.measurement_file.name if wanted.is_dir() else wanted)
+
+
+def kept_seconds(job: Job, name: str) -> dict[str, float]:
+    """What the stages of a job's earlier runs took; for information only, so damage does no harm."""
+    try:
+        return dict(job.kept_json(name))
+    except (JobError, TypeError, ValueError):
+        return {}
 
 
 def _layer_name(stage: str, layer: int) -> str:

@@ -8,6 +8,7 @@ from polybit.errors import JobError
 from polybit.fields import check_kinds, path_of
 from polybit.quantizer.candidates import HEAD_SETS
 from polybit.quantizer.method import METHODS, Method
+from polybit.quantizer.tested import SelfTest
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class ConvertOptions:
     measurement: Path | None = None  # of an earlier run on this model, instead of measuring
     save_measurement: Path | None = None  # one more copy of the measurement
     measure_only: bool = False
+    self_test: bool = True  # compare the result with the source on a little text; SelfTestFailed where it is garbage
+    push_to_hub: str | None = None  # OWNER/NAME of a repository on the Hub that the result is uploaded to
+    public: bool = False  # whether anybody sees a repository that this makes
     resume: bool = True  # continue an interrupted job; False: delete what it left
     device: str | None = None
     rope_scale: float | None = None
@@ -70,7 +74,8 @@ class ConvertResult:
     measurement: Path
     rounding: str  # "numba", "triton" or "torch"
     device: str
-    seconds: dict[str, float]  # by stage, of this run alone
+    seconds: dict[str, float]  # by stage; of one that was interrupted, what came after
+    self_test: SelfTest | None = None
 
 
 def check_options(options: ConvertOptions) -> None:
@@ -83,6 +88,12 @@ def check_options(options: ConvertOptions) -> None:
         raise JobError("measure_only makes a measurement, and measurement brings one; give one of the two")
     if options.calibration == "":
         raise JobError("calibration is '', expected a file, a folder or a dataset's id; leave it out for found text")
+    if options.measure_only and options.push_to_hub is not None:
+        raise JobError(f"measure_only makes no model for {options.push_to_hub}; leave out one of the two")
+    if options.public and options.push_to_hub is None:
+        raise JobError(
+            "public is about a repository on the Hub, but push_to_hub names none; give it or leave public out"
+        )
     for name, least in (("rows", 1), ("measure_rows", 1), ("length", 2), ("measure_length", 2), ("shard_mb", 0)):
         if getattr(options, name) < least:
             raise JobError(f"{name} is {getattr(options, name)}, expected at least {least}")

@@ -16,6 +16,7 @@ SHARES = {
     "quantize": 0.34,
     "head": 0.04,
     "write": 0.01,
+    "test": 0.05,
 }  # of a whole job's time, roughly
 
 

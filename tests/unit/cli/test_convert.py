@@ -11,13 +11,16 @@ from polybit.cli import original_convert
 from polybit.cli.guard import guarded
 from polybit.cli.main import run
 from polybit.errors import JobError
+from polybit.quantizer import convert as conversion
+from polybit.quantizer import tested
 from polybit.quantizer.convert import Conversion
 from polybit.quantizer.folders import WORK_FOLDER
 from polybit.quantizer.options import ConvertOptions, ConvertProgress
 from unit.cli.conftest import write_speaking_model
 from unit.cli.program import Polybit
 
-QUICK = ("--rows", "2", "--length", "64", "--measure-rows", "1", "--measure-length", "64", "--device", "cpu")
+TESTED = ("--rows", "2", "--length", "64", "--measure-rows", "1", "--measure-length", "64", "--device", "cpu")
+QUICK = (*TESTED, "--no-self-test")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,54 @@ def test_inspect_shows_the_bits_that_were_asked_for(polybit_cli: Polybit, conver
     report = json.loads(polybit_cli("inspect", converted, "--json", "--device", "cpu").out)
     assert 4.5 < report["decoder_bpw"] <= 5.0
     assert report["head_bpw"] > 6.0
+
+
+def test_the_self_test_is_told_and_its_sample_printed(
+    polybit_cli: Polybit, model_folder: Path, text: Path, tmp_path: Path
+) -> None:
+    result = polybit_cli("convert", model_folder, tmp_path / "out", "-b", "5", "-c", text, *TESTED)
+    assert result.code == 0
+    for told in ("KL to the source", "perplexity", "same favourite", "What is the capital of France?", "it says"):
+        assert told in result.out
+
+
+def test_garbage_has_an_exit_code_of_its_own(
+    polybit_cli: Polybit, model_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tested, "FEWEST_NATS", 0.0)
+    monkeypatch.setattr(tested, "NATS_AT_TWO_BITS", 0.0)
+    result = polybit_cli("-q", "convert", model_folder, tmp_path / "out", "-b", "5", "-c", text, *TESTED)
+    assert (result.code, result.out) == (3, "")
+    assert result.err.count("\n") == 1
+    assert "report.html" in result.err
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_an_upload_is_checked_before_and_done_after(
+    polybit_cli: Polybit, model_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, out = list[tuple[object, ...]](), tmp_path / "out"
+    monkeypatch.setattr(conversion, "check_upload", lambda *given: calls.append((*given, out.exists())))
+    monkeypatch.setattr(conversion, "upload", lambda *given: calls.append(given) or "https://address")
+    more = ("-b", "5", "-c", text, "--push-to-hub", "me/tiny", *QUICK)
+    result = polybit_cli("convert", model_folder, out, *more)
+    assert result.code == 0
+    assert calls[0] == ("me/tiny", False)
+    assert calls[1][:3] == (out, "me/tiny", False)
+    assert "uploaded to https://address" in result.err
+
+
+def test_several_models_are_not_uploaded_over_each_other(
+    polybit_cli: Polybit, model_folder: Path, tmp_path: Path
+) -> None:
+    result = polybit_cli("convert", model_folder, tmp_path / "o", "-b", "4", "-b", "5", "--push-to-hub", "me/tiny")
+    assert (result.code, (tmp_path / "o").exists()) == (2, False)
+    assert "takes one model, not 2" in result.err
+
+
+def test_public_without_a_repository_is_a_mistake(polybit_cli: Polybit, model_folder: Path, tmp_path: Path) -> None:
+    result = polybit_cli("convert", model_folder, tmp_path / "out", "--public")
+    assert (result.code, (tmp_path / "out").exists()) == (2, False)
 
 
 def test_a_measurement_can_be_used_again(

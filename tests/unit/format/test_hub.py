@@ -5,7 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+)
 
 from polybit.errors import ConfigError
 from polybit.format import hub
@@ -87,3 +93,77 @@ def test_an_empty_name_is_not_the_folder_one_stands_in(asked: list[Any]) -> None
     with pytest.raises(ConfigError, match="name is empty"):
         hub.local_folder("")
     assert not asked
+
+
+# ---- uploads
+
+
+class FakeApi:
+    """The Hub as an upload sees it."""
+
+    def __init__(self) -> None:
+        self.calls = list[tuple[str, Any]]()
+        self.error: Exception | None = None
+
+    def _called(self, name: str, given: Any) -> None:
+        self.calls.append((name, given))
+        if self.error is not None:
+            raise self.error
+
+    def whoami(self) -> dict[str, str]:
+        self._called("whoami", None)
+        return {"name": "me"}
+
+    def create_repo(self, repository: str, private: bool, exist_ok: bool) -> str:
+        self._called("create", (repository, private, exist_ok))
+        return f"https://huggingface.co/{repository}"
+
+    def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str, ignore_patterns: list[str]) -> None:
+        self._called("upload", (repo_id, folder_path, commit_message, ignore_patterns))
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
+    fake = FakeApi()
+    monkeypatch.setattr(hub, "HfApi", lambda: fake)
+    return fake
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_an_upload_makes_a_private_repository_unless_told_otherwise(api: FakeApi, tmp_path: Path, public: bool) -> None:
+    assert hub.upload(tmp_path, "me/model", public, "done") == "https://huggingface.co/me/model"
+    assert api.calls[0] == ("create", ("me/model", not public, True))
+    assert api.calls[1] == ("upload", ("me/model", tmp_path, "done", [".*", "**/.*"]))
+
+
+def test_a_refused_upload_says_how_to_try_again(api: FakeApi, tmp_path: Path) -> None:
+    api.error = OSError("no network")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path} is complete.*no network.*hf upload me/model {tmp_path}$"):
+        hub.upload(tmp_path, "me/model", False, "done")
+
+
+@pytest.mark.parametrize("name", ["model", "a/b/c", "me/model@branch", "", "me/mo del"])
+def test_what_is_no_repository_is_refused_before_anything_is_asked(api: FakeApi, name: str) -> None:
+    with pytest.raises(ConfigError, match="expected its owner and its name"):
+        hub.check_upload(name)
+    assert api.calls == []
+
+
+def test_who_is_not_logged_in_learns_how(api: FakeApi) -> None:
+    hub.check_upload("me/model")
+    api.error = LocalTokenNotFoundError("no token")
+    with pytest.raises(ConfigError, match=r"no token.*hf auth login"):
+        hub.check_upload("me/model")
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("/c/hub/models--owner--some-name/snapshots/0a1b", "owner/some-name"),
+        ("/c/hub/datasets--owner--name/snapshots/0a1b", None),
+        ("/home/me/models/some--name", None),
+        ("model", None),
+    ],
+)
+def test_the_id_of_a_downloaded_folder(folder: str, expected: str | None) -> None:
+    assert hub.hub_id_of(Path(folder)) == expected

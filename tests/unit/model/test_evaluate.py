@@ -45,6 +45,11 @@ def test_too_little_text_is_refused(length: int, rows: int | None, skip: int) ->
         cut_windows(torch.arange(11), length, rows, skip=skip)
 
 
+def test_the_perplexity_of_garbage_is_a_number_too() -> None:
+    assert 1e300 < evaluate.combine([evaluate.WindowScore(1, 1e6, 0.0, 0)], compared=False).perplexity < math.inf
+    assert math.isnan(evaluate.combine([evaluate.WindowScore(1, math.nan, 0.0, 0)], compared=False).perplexity)
+
+
 def test_perplexity_is_the_exponential_of_the_mean_negative_log_likelihood(
     models: tuple[Model, Model], windows: torch.Tensor
 ) -> None:

@@ -30,9 +30,10 @@ from .conftest import Make
 
 
 def options(text: Path | None, **changes: Any) -> ConvertOptions:
+    """Small, and without the self-test, which has tests of its own."""
     calibration = None if text is None else str(text)
     small = ConvertOptions(bits=4.5, calibration=calibration, rows=3, length=64, measure_rows=2, measure_length=32)
-    return replace(small, device="cpu", **changes)
+    return replace(small, **({"device": "cpu", "self_test": False} | changes))
 
 
 def logits(folder: Path) -> Tensor:
@@ -42,7 +43,8 @@ def logits(folder: Path) -> Tensor:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """All but the report, which tells how long things took."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.stem != "report"}
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +94,12 @@ def test_config_says_what_was_done(tiny: Path, done: ConvertResult, text: Path) 
 
 def test_other_files_come_along_and_the_job_is_gone(tiny: Path, done: ConvertResult) -> None:
     assert sorted(path.name for path in done.folder.iterdir()) == [
+        "README.md",
         "config.json",
         "measurement.json",
         "output.safetensors",
+        "report.html",
+        "report.png",
         "tokenizer.json",
     ]
     assert (done.folder / "tokenizer.json").read_bytes() == (tiny / "tokenizer.json").read_bytes()
@@ -160,7 +165,7 @@ def test_widths_that_are_no_multiple_of_32_are_padded(
 
 def test_progress_grows_to_one(tiny: Path, text: Path, tmp_path: Path) -> None:
     told: list[ConvertProgress] = []
-    convert(tiny, tmp_path / "out", options(text), told.append)
+    convert(tiny, tmp_path / "out", options(text, self_test=True), told.append)
     fractions = [event.fraction for event in told]
     assert fractions == sorted(fractions)
     assert fractions[-1] == pytest.approx(1)

@@ -72,8 +72,8 @@ def test_several_models_are_judged_once() -> None:
 @pytest.mark.parametrize(
     ("options", "stages"),
     [
-        (ConvertOptions(), {"calibrate", "forward", "loss", "backward", "quantize", "head"}),
-        (ConvertOptions(calibration="text.txt", method="gptq-v2"), {"measure", "quantize", "head"}),
+        (ConvertOptions(), {"calibrate", "forward", "loss", "backward", "quantize", "head", "test"}),
+        (ConvertOptions(self_test=False, calibration="text.txt", method="gptq-v2"), {"measure", "quantize", "head"}),
         (ConvertOptions(measure_only=True), {"calibrate", "forward", "loss", "backward"}),
     ],
 )
