@@ -44,7 +44,7 @@ TOKENS, RECORD = "tokens", "calibration"  # names of kept files
 
 # Options that change what a job computes; the others may differ when it is resumed.
 IDENTITY = (
-    *("head_bits", "method", "calibration", "rows", "length", "measure_rows", "measure_length"),
+    *("head_bits", "method", "tune", "calibration", "rows", "length", "measure_rows", "measure_length"),
     *("measurement", "rope_scale", "rope_alpha"),
 )
 
@@ -149,7 +149,8 @@ def judging_stages(options: ConvertOptions) -> tuple[str, ...]:
 
 def making_stages(options: ConvertOptions) -> tuple[str, ...]:
     """What every model of a conversion takes."""
-    return () if options.measure_only else ("quantize", "head", "write")
+    tuning = ("tune",) if options.tune else ()
+    return () if options.measure_only else ("quantize", "head", *tuning, "write")
 
 
 def read_kept_calibration(job: Job) -> Calibration:

@@ -49,10 +49,13 @@ from polybit.quantizer.progress import Teller
 from polybit.quantizer.sensitivity import Sensitivity, keep_sensitivities, kept_sensitivities
 from polybit.quantizer.slots import Slot, all_slots
 from polybit.quantizer.target import Target, targets_of
+from polybit.quantizer.tune import tune
 
 __all__ = ["ConvertOptions", "ConvertProgress", "ConvertResult", "Report", "convert"]
 
 log = logging.getLogger(__name__)
+
+TUNED = "tuned"  # name of a kept file
 
 
 @overload
@@ -169,7 +172,7 @@ class Conversion:
     def go_through(self, stages: Sequence[str]) -> dict[str, float]:
         """Those that are not done yet; the seconds of each."""
         judge = {"forward": self.go_forward, "backward": self.go_back, "measure": self.measure}
-        run = judge | {"quantize": self.quantize, "head": self.quantize_head, "write": self.write}
+        run = judge | {"quantize": self.quantize, "head": self.quantize_head, "tune": self.tune, "write": self.write}
         seconds = dict[str, float]()
         for stage in stages:
             if STAGES.index(stage) >= STAGES.index(self.job.progress.stage):
@@ -270,12 +273,18 @@ class Conversion:
         self.tell("head", 1, 1)
         self.job.next_stage()
 
+    def tune(self) -> None:
+        tuned = tune(self.bench, self.job, self.tokens, partial(self.tell, "tune"))
+        self.job.keep_tensors(TUNED, tuned)
+        self.job.next_stage()
+
     def write(self) -> None:
         target, shard_bytes = self.target, (self.options.shard_mb or 1 << 30) << 20
         make_folder(target.folder)
         _copy(self.measurement_file, target.folder / self.measurement_file.name)
         record = self.calibration.record
-        write_model(self.source, self.job, target.folder, shard_bytes, target.bits, self.options.head_bits, record)
+        tuned, head_bits = self.job.kept_tensors(TUNED) if self.options.tune else {}, self.options.head_bits
+        write_model(self.source, self.job, target.folder, shard_bytes, target.bits, head_bits, record, tuned)
         open_model(target.folder)
         self.tell("write", 1, 1)
 
