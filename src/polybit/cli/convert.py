@@ -39,6 +39,7 @@ CONVERSION: Mapping[str, Flag] = {
     "measure_rows": Flag("Rows that gptq-v2 measures on"),
     "measure_length": Flag("Tokens a row that gptq-v2 measures on"),
     "method": Flag("How to find what matters: gptq-loss asks the model's own loss, gptq-v2 is the original's way"),
+    "tune": Flag("After rounding, tune norms, biases and scale maxima by gradient descent: better, and a lot slower"),
     "shard_mb": Flag("Megabytes a weight file; 0: one file"),
     "work_dir": Flag("Folder for unfinished work", default="a hidden one inside OUT, deleted at the end"),
     "measurement": Flag("Use this measurement of an earlier run instead of measuring"),

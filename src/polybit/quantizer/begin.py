@@ -44,7 +44,7 @@ TOKENS, RECORD = "tokens", "calibration"  # names of kept files
 
 # Options that change what a job computes; the others may differ when it is resumed.
 IDENTITY = (
-    *("head_bits", "method", "calibration", "rows", "length", "measure_rows", "measure_length"),
+    *("head_bits", "method", "tune", "calibration", "rows", "length", "measure_rows", "measure_length"),
     *("measurement", "rope_scale", "rope_alpha"),
 )
 
@@ -96,8 +96,7 @@ def open_job(
         Job.check(work)  # before anything is written there: it may be another program's
         with held(work):
             job = Job.resume(work, identity)
-            is_being_written = job.progress.stage == STAGES[-1]
-            for target in targets[job.progress.model + is_being_written :]:
+            for target in targets[job.progress.model + _writes(job, options) :]:
                 check_no_model(target.folder)
             yield job
     else:
@@ -127,6 +126,11 @@ def _new_job(
     return job
 
 
+def _writes(job: Job, options: ConvertOptions) -> bool:
+    """Whether the job may have begun to write its model: the stage behind the last one that it has to finish first."""
+    return STAGES.index(job.progress.stage) > STAGES.index("tune" if options.tune else "head")
+
+
 def teller(options: ConvertOptions, targets: Sequence[Target], report: Report) -> Teller:
     """Of the stages of the job, and of the steps between them that take their time."""
     bits = tuple(target.bits for target in targets)
@@ -151,7 +155,8 @@ def making_stages(options: ConvertOptions) -> tuple[str, ...]:
     """What every model of a conversion takes."""
     if options.measure_only:
         return ()
-    return ("quantize", "head", "write", *(("test",) if options.self_test else ()))
+    tuning, testing = ("tune",) if options.tune else (), ("test",) if options.self_test else ()
+    return ("quantize", "head", *tuning, "write", *testing)
 
 
 def read_kept_calibration(job: Job) -> Calibration:

@@ -55,6 +55,7 @@ from polybit.quantizer.sensitivity import Sensitivity, keep_sensitivities, kept_
 from polybit.quantizer.slots import Slot, all_slots
 from polybit.quantizer.target import Target, targets_of
 from polybit.quantizer.tested import SelfTest
+from polybit.quantizer.tune import tune
 from polybit.version import __version__
 
 __all__ = ["ConvertOptions", "ConvertProgress", "ConvertResult", "Report", "convert"]
@@ -62,6 +63,7 @@ __all__ = ["ConvertOptions", "ConvertProgress", "ConvertResult", "Report", "conv
 log = logging.getLogger(__name__)
 
 SECONDS = "seconds"  # of the stages that all models share; a model's own have its number behind it
+TUNED = "tuned"  # name of a kept file
 
 
 @overload
@@ -211,7 +213,7 @@ class Conversion:
     ) -> dict[str, float]:
         """Those that are not done yet; the seconds of each, with those of earlier runs and `so_far`."""
         judge = {"forward": self.go_forward, "backward": self.go_back, "measure": self.measure}
-        run = judge | {"quantize": self.quantize, "head": self.quantize_head}
+        run = judge | {"quantize": self.quantize, "head": self.quantize_head, "tune": self.tune}
         run |= {"write": self.write, "test": self.test}
         seconds = dict(so_far or {}) | kept_seconds(self.job, kept_as)
         for stage in stages:
@@ -320,12 +322,18 @@ class Conversion:
         self.tell("head", 1, 1)
         self.job.next_stage()
 
+    def tune(self) -> None:
+        tuned = tune(self.bench, self.job, self.tokens, partial(self.tell, "tune"))
+        self.job.keep_tensors(TUNED, tuned)
+        self.job.next_stage()
+
     def write(self) -> None:
         target, shard_bytes = self.target, (self.options.shard_mb or 1 << 30) << 20
         make_folder(target.folder)
         _copy(self.measurement_file, target.folder / self.measurement_file.name)
         record = self.calibration.record
-        write_model(self.source, self.job, target.folder, shard_bytes, target.bits, self.options.head_bits, record)
+        tuned, head_bits = self.job.kept_tensors(TUNED) if self.options.tune else {}, self.options.head_bits
+        write_model(self.source, self.job, target.folder, shard_bytes, target.bits, head_bits, record, tuned)
         open_model(target.folder)
         self.tell("write", 1, 1)
         self.job.next_stage()

@@ -19,7 +19,7 @@ from polybit.format.files import atomic_write_json
 from polybit.quantizer.kept import corrupt, read_json, read_tensors, write_json, write_tensors
 
 VERSION = 2
-STAGES = ("forward", "backward", "measure", "quantize", "head", "write", "test")  # a job need not have them all
+STAGES = ("forward", "backward", "measure", "quantize", "head", "tune", "write", "test")  # not all in every job
 CHECKPOINT_SECONDS = 20.0
 
 

@@ -33,7 +33,7 @@ class DiskNeeds:
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """Bytes, about, at the most. Text of the model's own is not counted: it is left out where memory is short."""
+    """Bytes, about, at the most. Text of the model's own and tuning are not counted: they take what there is."""
 
     device: int  # of the device that computes
     ram: int  # beside that, where the device is no processor; the process itself included

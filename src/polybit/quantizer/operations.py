@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from polybit import spec
 from polybit.quantizer.options import ConvertOptions
+from polybit.quantizer.tune import EPOCHS
 
 PRICING = 22_000  # for each weight: every width and a dozen scales tried on it
 ROUNDING = 8_000  # for each weight
@@ -36,6 +37,7 @@ def operations(model: spec.Model, options: ConvertOptions) -> Mapping[str, float
         "quantize": VISITS * tokens * passing + statistics + feedback + ROUNDING * weights,
         "test": 2 * TESTED * (passing + 2 * head),
         "head": (ROUNDING + FEEDBACK * model.hidden_size) * head + 2 * tokens * model.hidden_size**2,
+        "tune": tokens * ((1 + 2 * EPOCHS) * passing + 6 * EPOCHS * head),
     }
 
 

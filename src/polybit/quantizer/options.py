@@ -24,6 +24,7 @@ class ConvertOptions:
     measure_rows: int = 4  # what gptq-v2 judges options on
     measure_length: int = 512
     method: str = "gptq-loss"
+    tune: bool = False  # norms, biases and scale maxima after rounding
     shard_mb: int = 8192
     work_dir: Path | None = None  # None: a hidden folder inside the result; deleted at the end
     measurement: Path | None = None  # of an earlier run on this model, instead of measuring

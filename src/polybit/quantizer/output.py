@@ -1,6 +1,7 @@
 """The finished EXL2 folder: shards in model order, the source's other files, config.json last."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,14 @@ def write_model(
     bits: float,
     head_bits: int,
     record: Mapping[str, Any],
+    tuned: Tensors,
 ) -> None:
-    """Everything of `target`; a reader finds no config.json before all else is there."""
+    """Everything of `target`; a reader finds no config.json before all else is there.
+
+    `tuned`: by name, what replaces norms of the source and tensors of quantized matrices.
+    """
     with ShardWriter(target, shard_bytes) as writer:
-        for tensors in _modules(source, job):
+        for tensors in _modules(replace(source, checkpoint=source.checkpoint.holding(tuned)), job, tuned):
             writer.add(tensors)
         writer.finish()
     folder.copy_companions(source.folder, target)
@@ -41,7 +46,7 @@ def write_model(
     folder.write_config(target, config)
 
 
-def _modules(source: ModelSource, job: Job) -> Iterator[Tensors]:
+def _modules(source: ModelSource, job: Job, tuned: Tensors) -> Iterator[Tensors]:
     """Tensors module by module, in the order that EXL2 files have (format 8.1)."""
     model, checkpoint = source.spec, source.checkpoint
     yield embedding_tensors(checkpoint, model.embedding)
@@ -51,28 +56,35 @@ def _modules(source: ModelSource, job: Job) -> Iterator[Tensors]:
         match block:
             case spec.SequentialBlock():
                 yield norm_tensors(checkpoint, block.attn_norm) | norm_tensors(checkpoint, block.attn_post_norm)
-                yield from _attention(source, job, block.attn)
+                yield from _attention(source, job, tuned, block.attn)
                 yield norm_tensors(checkpoint, block.mlp_norm) | norm_tensors(checkpoint, block.mlp_post_norm)
             case spec.ParallelBlock():
                 yield norm_tensors(checkpoint, block.norm)
-                yield from _attention(source, job, block.attn)
+                yield from _attention(source, job, tuned, block.attn)
         yield router_tensors(checkpoint, block.mlp)
-        yield from _quantized(job, block.mlp.linears)
+        yield from _quantized(job, tuned, block.mlp.linears)
     yield norm_tensors(checkpoint, model.norm)
-    yield from _quantized(job, (model.head.linear,))
+    yield from _quantized(job, tuned, (model.head.linear,))
     for name in sorted(name for name in checkpoint.names() if name.startswith(model.companions)):
         yield {name: checkpoint.tensor(name)}
 
 
-def _attention(source: ModelSource, job: Job, node: spec.Attention) -> Iterator[Tensors]:
-    yield from _quantized(job, node.linears)
+def _attention(source: ModelSource, job: Job, tuned: Tensors, node: spec.Attention) -> Iterator[Tensors]:
+    yield from _quantized(job, tuned, node.linears)
     yield from attention_norms(source.checkpoint, node)
 
 
-def _quantized(job: Job, linears: tuple[spec.Linear, ...]) -> Iterator[Tensors]:
+def _quantized(job: Job, tuned: Tensors, linears: tuple[spec.Linear, ...]) -> Iterator[Tensors]:
     for linear in linears:
-        yield job.kept_tensors(tensors_name(linear.key))
+        kept = job.kept_tensors(tensors_name(linear.key))
+        yield kept | {name: tuned[name] for name in kept if name in tuned}
 
 
 def keep_quantized(job: Job, key: str, tensor: exl2.Exl2Tensor) -> None:
     job.keep_tensors(tensors_name(key), exl2.to_tensors(key, tensor))
+
+
+def kept_quantized(job: Job, key: str) -> exl2.Exl2Tensor:
+    """JobError where it is not there or damaged."""
+    tensors = job.kept_tensors(tensors_name(key))
+    return exl2.Exl2Tensor(**{name.rpartition(".")[2]: tensor for name, tensor in tensors.items()})

@@ -15,6 +15,7 @@ SHARES = {
     "measure": 0.42,
     "quantize": 0.34,
     "head": 0.04,
+    "tune": 1.5,
     "write": 0.01,
     "test": 0.05,
 }  # of a whole job's time, roughly

@@ -169,7 +169,7 @@ def test_progress_grows_to_one(tiny: Path, text: Path, tmp_path: Path) -> None:
     fractions = [event.fraction for event in told]
     assert fractions == sorted(fractions)
     assert fractions[-1] == pytest.approx(1)
-    assert {event.stage for event in told} == set(job.STAGES) - {"measure"} | {"loss"}
+    assert {event.stage for event in told} == set(job.STAGES) - {"measure", "tune"} | {"loss"}
 
 
 def test_progress_begins_with_the_text_that_the_model_writes(tiny: Path, tmp_path: Path) -> None:
