@@ -45,7 +45,8 @@ def test_a_script_for_the_original_runs_as_it_is(demo: Demo, tmp_path: Path) -> 
     (tmp_path / "quants" / "llama3-70b-exl2").symlink_to(demo.folder / "SmolLM2-135M-Instruct-4bpw")
     done = run(SCRIPT, tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "grid" in done.stdout.removeprefix("Write a Tailwind grid system").lower()
+    assert done.stdout.startswith("Write a Tailwind grid system")
+    assert len(done.stdout.split()) > 50  # another text at each run: the script gives no seed
 
 
 def test_four_bits_predict_nearly_what_sixteen_do(demo: Demo) -> None:
