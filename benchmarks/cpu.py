@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import torch
@@ -115,14 +115,17 @@ def peer(named: tuple[str, str] | None, work: Work) -> Iterator[Round | None]:
         return
     command = [named[0], str(PEER), named[1], json.dumps(asdict(work))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield partial(answer, process)
-        process.stdin.close()  # type: ignore[union-attr]  # a pipe, as asked for
+        asked, answers = process.stdin, process.stdout
+        assert asked is not None  # both are pipes
+        assert answers is not None
+        yield partial(answer, process, asked, answers)
+        asked.close()
 
 
-def answer(process: "subprocess.Popen[str]") -> tuple[float, float]:
-    process.stdin.write("\n")  # type: ignore[union-attr]
-    process.stdin.flush()  # type: ignore[union-attr]
-    line = process.stdout.readline()  # type: ignore[union-attr]
+def answer(process: "subprocess.Popen[str]", asked: IO[str], answers: IO[str]) -> tuple[float, float]:
+    asked.write("\n")
+    asked.flush()
+    line = answers.readline()
     if not line:
         sys.exit(f"llama.cpp ended with status {process.wait()}; what it said stands above")
     decode, prompt = json.loads(line)

@@ -54,9 +54,11 @@ class ExLlamaV2Filter:
         return False
 
     def prepare_logit_mask(self) -> bool:
+        """Asked only of filters that can mask logits, as the next one is."""
         raise NotImplementedError
 
     def mask_logits(self, logits: Tensor) -> Tensor:
+        """logits [1, V] without what may not come."""
         raise NotImplementedError
 
 
