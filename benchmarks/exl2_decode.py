@@ -22,7 +22,7 @@ from card import Unfit, about_this_card
 from polybit.format import exl2
 from polybit.format.exl2 import Exl2Tensor
 from polybit.kernels.cuda import streamed
-from polybit.kernels.cuda.decode import gated_multiply, multiply, norm_multiply
+from polybit.kernels.cuda.matrices import gated_matmul, matmul, norm_matmul
 from polybit.kernels.cuda.streamed import Streamed
 from polybit.quantizer.candidates import parameter_set
 from polybit.spec import Activation
@@ -101,11 +101,11 @@ class Input:
 
 def product(kind: str, x: Tensor, weight: Tensor, matrix: Streamed, residual: Tensor | None) -> Tensor:
     if kind == "norm":
-        return norm_multiply(x, weight, EPS, OFFSET, matrix)
+        return norm_matmul(x, weight, EPS, OFFSET, matrix)
     if kind == "gate":
         gate, up = x.chunk(2, dim=1)
-        return gated_multiply(gate, up, Activation.SILU, matrix, residual)
-    return multiply(x, matrix, residual)
+        return gated_matmul(gate, up, Activation.SILU, matrix, residual)
+    return matmul(x, matrix, residual)
 
 
 def error(given: Input, tensors: list[Exl2Tensor], matrix: Streamed) -> float:

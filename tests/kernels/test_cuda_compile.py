@@ -15,7 +15,7 @@ from polybit.kernels.cuda.compile import Build, compile_cubin
 from polybit.kernels.cuda.decode import KINDS, ROWS_AT_ONCE, STATIC_BYTES, activations, form_for
 from polybit.kernels.cuda.streamed import DENSE, HALF
 
-ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 FORMS = tuple(dict.fromkeys(form_for(rows) for rows in range(1, ROWS_AT_ONCE + 1)))
 
 
@@ -25,17 +25,17 @@ def test_products_of_one_row(architecture) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS[1:], ids=lambda form: f"{form.most_rows} rows")
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])  # the oldest instructions, and the newest
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90a"])  # the oldest instructions, and the newest
 def test_products_of_several_rows(architecture, form) -> None:
     assert shared_bytes(compile_cubin(form.build(form.most_warps), architecture), "exl2_decode") <= STATIC_BYTES
 
 
-@pytest.mark.parametrize(("architecture", "limit"), [("sm_75", 64 << 10), ("sm_80", 163 << 10), ("sm_90", 227 << 10)])
+@pytest.mark.parametrize(("architecture", "limit"), [("sm_75", 64 << 10), ("sm_80", 163 << 10), ("sm_90a", 227 << 10)])
 @pytest.mark.parametrize("rows", [16, 32, 64])
 def test_products_of_many_rows(architecture, limit, rows) -> None:
     """With their barriers, the chunks under way fit into a thread block's shared memory."""
-    form = batch.form_for(rows, limit)
-    declared = shared_bytes(compile_cubin(form.build, architecture), "exl2_batch")
+    form = batch.choose(rows, architecture == "sm_90a", limit)
+    declared = shared_bytes(compile_cubin(form.build, architecture), form.name)
     assert form.stages > 2
     assert form.shared_bytes + declared <= limit
 
@@ -59,20 +59,26 @@ def test_products_on_cards_with_little_shared_memory(form) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_that_is_around_products(architecture) -> None:
     half = torch.float16
-    builds = [Build("exl2_stream.cu"), activations(half, half, False), DENSE[half], gather.build(half, half, half, 1)]
+    builds = [
+        Build("exl2_stream.cu"),
+        activations(half, half),
+        DENSE[half],
+        gather.build(half, half, half, 1),
+    ]
     assert all(len(compile_cubin(build, architecture)) > 1000 for build in builds)
 
 
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90a"])
 def test_activations_of_every_type(architecture) -> None:
-    builds = [activations(kind, torch.bfloat16, plain) for kind in KINDS for plain in (False, True)]
+    builds = [activations(kind, torch.bfloat16) for kind in KINDS]
     assert all(len(compile_cubin(build, architecture)) > 1000 for build in builds)
 
 
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90a"])
 @pytest.mark.parametrize("dtype", HALF)
 def test_prompts(architecture, dtype) -> None:
     builds = [DENSE[dtype], gather.build(torch.float32, dtype, dtype, 2), gather.build(dtype, dtype, dtype, 1)]
+    builds += [gather.build(dtype, dtype, dtype, 1, form) for form in (gather.Form.BLOCKS, gather.Form.CORES)]
     assert all(len(compile_cubin(build, architecture)) > 1000 for build in builds)
 
 
@@ -84,7 +90,7 @@ def test_an_unknown_card_is_one_line() -> None:
 
 def test_compiled_code_is_kept_and_found_again(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("POLYBIT_CACHE", str(tmp_path))
-    build = activations(torch.float16, torch.float16, False)
+    build = activations(torch.float16, torch.float16)
     code = compiling.cached_cubin(build, "sm_80")
     monkeypatch.setattr(compiling, "compile_cubin", lambda *_: pytest.fail("compiled again"))
     assert compiling.cached_cubin(build, "sm_80") == code

@@ -1,6 +1,6 @@
 // Launches that prepare activations for a product (activations.cuh): sixteen lanes a group and token.
 //
-// IN, WEIGHT: types of activations and of a norm's weight, as in numbers.cuh. PLAIN: what becomes of them (activations.cuh).
+// IN, WEIGHT: types of activations and of a norm's weight, as in numbers.cuh.
 
 #include "activations.cuh"
 #include "overlap.cuh"

@@ -1,7 +1,6 @@
 // Activations as product.cuh reads them: sorted, group by group brought near one magnitude by a power of two, and those of
 // 2-bit groups divided by the power of two that their slot of the stream carries (see unpack.cuh, Unpack<2>). Bytes, group
 // after group: {start, scale} fp32 of each token, padded to 16; then for each block of 32 rows each token's 32 as fp16.
-// Where PLAIN is 1, as exl2_batch.cu reads them: sorted and rounded to fp16, the blocks alone.
 
 #pragma once
 
@@ -44,11 +43,6 @@ __device__ __forceinline__ void store_group(
 ) {
     const u32 lane = group_lane(), rows = shape.shape & 0xffff, bits = shape.shape >> 16;
     char* begin = out + static_cast<u64>(shape.row) * 2 * num_tokens;
-    if constexpr (PLAIN) {
-        const u32 halves[4] = {to_half(values[0]), to_half(values[1]), to_half(values[2]), to_half(values[3])};
-        if (4 * lane < rows) store_rows(halves, begin, token, num_tokens);
-        return;
-    }
     float largest = 0.f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(values[i]));

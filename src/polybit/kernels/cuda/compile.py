@@ -46,7 +46,7 @@ def compiled(build: Build, name: str, device: int) -> Any:
         found = f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}"
         needed = f"{OLDEST_CARD[0]}.{OLDEST_CARD[1]}"
         raise KernelError(f"{found}, but the CUDA kernels need {needed}; use backend='reference'")
-    code = cached_cubin(build, f"sm_{capability[0]}{capability[1]}")
+    code = cached_cubin(build, architecture(capability))
     try:
         with torch.cuda.device(device):
             return core.ObjectCode.from_cubin(code).get_kernel(name)
@@ -55,6 +55,12 @@ def compiled(build: Build, name: str, device: int) -> Any:
             f"the driver cannot load {build.file} ({str(error).splitlines()[0]}): it is older than the compiler; "
             "update it, or pip install 'polybit[cuda12]' in place of 'polybit[cuda]'"
         ) from error
+
+
+def architecture(capability: tuple[int, int]) -> str:
+    """What NVRTC calls it. Hopper's warpgroups are there for code that runs on no other card."""
+    name = f"sm_{capability[0]}{capability[1]}"
+    return f"{name}a" if capability == (9, 0) else name
 
 
 def cached_cubin(build: Build, architecture: str) -> bytes:

@@ -1,6 +1,6 @@
 """Products of few rows straight from the stream: which build of `exl2_decode` for how many rows, and its launch.
 
-More than eight rows of fp16 are `batch.py`'s.
+More than eight rows of fp16 are `batch.py`'s, where a row fits its shared memory.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from polybit.errors import KernelError
-from polybit.kernels.cuda import batch
 from polybit.kernels.cuda.compile import Build
 from polybit.kernels.cuda.launch import Argument, Kernel, shared_memory
 from polybit.kernels.cuda.schedule import MAX_TILES, Schedule, Shape, Warps, make_schedule
 from polybit.kernels.cuda.stream import TILE_COLUMNS
-from polybit.kernels.cuda.streamed import Streamed
+from polybit.kernels.cuda.streamed import Streamed, outputs
 from polybit.kernels.cuda.workspace import ROWS_AT_ONCE, workspace
 from polybit.spec import Activation
 
@@ -78,7 +77,7 @@ class Plan:
     tiles: Tensor
 
 
-Sort = Callable[[slice, bool], Tensor]  # some rows of the activations -> as the kernel reads them; plain: `exl2_batch`
+Sort = Callable[[slice], Tensor]  # some rows of the activations -> as the kernel reads them
 
 
 def multiply(x: Tensor, matrix: Streamed, residual: Tensor | None = None) -> Tensor:
@@ -86,8 +85,8 @@ def multiply(x: Tensor, matrix: Streamed, residual: Tensor | None = None) -> Ten
     dtype = x.dtype if residual is None else residual.dtype
     x = _rows_whole(x)
 
-    def sort(rows: slice, plain: bool) -> Tensor:
-        return _sort("sort_rows", plain, matrix, x[rows], x.stride(0))
+    def sort(rows: slice) -> Tensor:
+        return _sort("sort_rows", matrix, x[rows], x.stride(0))
 
     return _multiply(len(x), matrix, dtype, residual, sort)
 
@@ -97,10 +96,8 @@ def norm_multiply(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: 
     x = _rows_whole(x)
     numbers = np.float32(eps), np.float32(offset)
 
-    def sort(rows: slice, plain: bool) -> Tensor:
-        return _sort(
-            "norm_sort_rows", plain, matrix, x[rows], x.stride(0), weight, x.shape[1], *numbers, kind=weight.dtype
-        )
+    def sort(rows: slice) -> Tensor:
+        return _sort("norm_sort_rows", matrix, x[rows], x.stride(0), weight, x.shape[1], *numbers, kind=weight.dtype)
 
     return _multiply(len(x), matrix, matrix.dtype, None, sort)
 
@@ -112,9 +109,9 @@ def gated_multiply(
     gate, up = _rows_whole(gate), _rows_whole(up)
     dtype = gate.dtype if residual is None else residual.dtype
 
-    def sort(rows: slice, plain: bool) -> Tensor:
+    def sort(rows: slice) -> Tensor:
         strides, number = (gate.stride(0), up.stride(0)), ACTIVATIONS.index(activation)
-        return _sort("gated_sort_rows", plain, matrix, gate[rows], strides[0], up[rows], strides[1], number)
+        return _sort("gated_sort_rows", matrix, gate[rows], strides[0], up[rows], strides[1], number)
 
     return _multiply(len(gate), matrix, dtype, residual, sort)
 
@@ -124,22 +121,13 @@ def _rows_whole(x: Tensor) -> Tensor:
 
 
 def _multiply(num_rows: int, matrix: Streamed, dtype: torch.dtype, residual: Tensor | None, sort: Sort) -> Tensor:
-    out = _outputs(num_rows, matrix, dtype)
+    out = outputs(num_rows, matrix, dtype)
     if residual is not None:
         residual = residual.to(out.dtype).contiguous()
-    if batch.serves(matrix, num_rows):
-        batch.launch(sort(slice(num_rows), True), matrix, residual, out)
-        return out.to(dtype)
     for start in range(0, num_rows, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        _launch(sort(rows, False), matrix, None if residual is None else residual[rows], out[rows])
+        _launch(sort(rows), matrix, None if residual is None else residual[rows], out[rows])
     return out.to(dtype)
-
-
-def _outputs(num_rows: int, matrix: Streamed, dtype: torch.dtype) -> Tensor:
-    """Room for them in a type that kernels write."""
-    kernel_dtype = torch.float16 if dtype == torch.float16 else torch.float32
-    return torch.empty(num_rows, matrix.out_features, dtype=kernel_dtype, device=matrix.stream.device)
 
 
 def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -> None:
@@ -154,22 +142,19 @@ def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -
     )  # fmt: skip
 
 
-def _sort(
-    name: str, plain: bool, matrix: Streamed, x: Tensor, *arguments: Argument, kind: torch.dtype = torch.float16
-) -> Tensor:
+def _sort(name: str, matrix: Streamed, x: Tensor, *arguments: Argument, kind: torch.dtype = torch.float16) -> Tensor:
     """The activations that kernel `name` of `activations.cu` makes of x [T, K], sorted for `matrix`."""
     given, num_rows = matrix.input, x.shape[0]
-    num_bytes = given.plain_bytes(num_rows) if plain else given.num_bytes(num_rows)
-    out = torch.empty(num_bytes, dtype=torch.uint8, device=x.device)
-    Kernel.get(activations(x.dtype, kind, plain), name, x.device).launch(
+    out = torch.empty(given.num_bytes(num_rows), dtype=torch.uint8, device=x.device)
+    Kernel.get(activations(x.dtype, kind), name, x.device).launch(
         (-(-given.num_groups // 8), num_rows), 128, given.order, given.groups, out, given.num_groups, num_rows, x,
         *arguments, overlap=True,
     )  # fmt: skip
     return out
 
 
-def activations(dtype: torch.dtype, weight_dtype: torch.dtype, plain: bool) -> Build:
-    return Build.of("activations.cu", {"IN": KINDS[dtype], "WEIGHT": KINDS[weight_dtype], "PLAIN": int(plain)})
+def activations(dtype: torch.dtype, weight_dtype: torch.dtype) -> Build:
+    return Build.of("activations.cu", {"IN": KINDS[dtype], "WEIGHT": KINDS[weight_dtype]})
 
 
 @cache

@@ -7,26 +7,21 @@
 // memory with the weights, and each has a tile of 64 columns. Thread blocks that work on the same tiles leave their sums in
 // a workspace, and a second launch adds them up, always in the same order.
 //
-// Compile-time: NT (tiles of 8 activation rows), WARPS (of a thread block), STAGES (chunks in shared memory), BLOCKS
-// (thread blocks of a multiprocessor).
+// Compile-time: NT (tiles of 8 activation rows), WARPS (of a thread block), STAGES (chunks in shared memory), CHUNK (blocks
+// of 32 rows in one, 2), BLOCKS (thread blocks of a multiprocessor).
 
 #include "fragments.cuh"
 #include "overlap.cuh"
 #include "tables.cuh"
 
-constexpr int MAX_TOKENS = 8 * NT;
-constexpr int MAX_BLOCKS = 2;                           // of 32 rows in a chunk
-constexpr int WEIGHT_BYTES = 2048 + 2 * HEADER_BYTES;   // of a tile in a chunk: at most two groups
-constexpr int INPUT_BYTES = 64 * MAX_TOKENS * MAX_BLOCKS;
-constexpr int SLOT_BYTES = WARPS * WEIGHT_BYTES + INPUT_BYTES;
-constexpr int LANE_SUMS = 4 * NT;                       // of four numbers
+constexpr int WARP_COLUMNS = TILE_COLUMNS;
 
-struct Matrix {  // of the launch
-    u32 first;   // 16-byte units from the stream's start
-    u32 tile;    // units of a tile
-    u32 tiles;
-    u32 unused;
-};
+#include "parts.cuh"
+
+constexpr int MAX_TOKENS = 8 * NT;
+constexpr int WEIGHT_BYTES = 2048 + CHUNK * HEADER_BYTES;  // of a tile in a chunk: at most as many groups
+constexpr int INPUT_BYTES = 64 * MAX_TOKENS * CHUNK;
+constexpr int SLOT_BYTES = WARPS * WEIGHT_BYTES + INPUT_BYTES;
 
 __device__ __forceinline__ u32 own_tile() { return threadIdx.x / 32; }
 
@@ -131,7 +126,7 @@ struct Feed {
     __device__ __forceinline__ void ask_for_inputs(u32 at) const {
         constexpr u32 pieces = 4 * MAX_TOKENS;  // of 16 bytes in a block
 #pragma unroll
-        for (u32 i = threadIdx.x; i < pieces * MAX_BLOCKS; i += 32 * WARPS) {
+        for (u32 i = threadIdx.x; i < pieces * CHUNK; i += 32 * WARPS) {
             const u32 b = i / pieces, piece = i % pieces;
             if (b >= blocks || piece >= 4 * num_tokens) continue;
             copy16(at + WARPS * WEIGHT_BYTES + 16 * i, x + 64ull * num_tokens * (block + b) + 16 * piece);
@@ -189,8 +184,6 @@ struct Feed {
 };
 
 // ---- one chunk
-
-typedef float Sums[4][NT][4];  // columns 16 i + lane / 4 (and 8 further) of tokens 8 n + 2 (lane % 4) (and 1 further)
 
 // 32 rows by 32 columns, half a block.
 template <int bits, int half>
@@ -267,28 +260,8 @@ __device__ __forceinline__ void take(const Run& run, const u32* maxima, Feed& fe
     }
 }
 
-// ---- sums
-
-// Four numbers of a lane: columns `column` and 8 further of tokens `token` and the next.
-__device__ __forceinline__ void put(
-    const Output& output, const Tile& tile, u32 column, u32 token, u32 num_tokens, const float4& sums
-) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-        if (column + 8 * h >= tile_columns(tile)) continue;
-        if (token < num_tokens) output.store(token, tile.column + column + 8 * h, h ? sums.z : sums.x);
-        if (token + 1 < num_tokens) output.store(token + 1, tile.column + column + 8 * h, h ? sums.w : sums.y);
-    }
-}
-
-__device__ __forceinline__ u32 column_of(u32 warp, u32 i) {
-    return TILE_COLUMNS * warp + 16 * i + threadIdx.x % 32 / 4;
-}
-
-__device__ __forceinline__ u32 token_of(u32 n) { return 8 * n + 2 * (threadIdx.x % 4); }
-
 // runs [blocks, num_runs], the last of each thread block empty; tiles [blocks, num_tiles] in the order of its runs;
-// maxima [groups]; x from activations.cu, PLAIN; out and residual [num_tokens, out_stride]; workspace [slots][WARPS][LANE_SUMS][32] of
+// maxima [groups]; x from gather.cu, FORM 1; out and residual [num_tokens, out_stride]; workspace [slots][WARPS][LANE_SUMS][32] of
 // four numbers.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) exl2_batch(
     const char* stream, const Run* runs, const Tile* tiles, const Matrix* matrices, u32 num_matrices, const u32* maxima,
@@ -310,43 +283,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) exl2_batch(
     wait_for_previous_grid();
     feed.fill(own_runs, false, true);
     Sums sums = {};
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (Run run = *own_runs; run_count(run) != 0; run = *++own_runs) {
         take(run, maxima, feed, sums);
         if (!run_ends_tile(run)) continue;
-        const bool alone = tile_parts(*tile) == 1;
-        float4* part = workspace + (tile->slot * WARPS + warp) * LANE_SUMS * 32 + lane;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-#pragma unroll
-            for (int n = 0; n < NT; ++n) {
-                float (&d)[4] = sums[i][n];
-                const float4 four = {d[0], d[1], d[2], d[3]};
-                if (alone) put(output, *tile, column_of(warp, i), token_of(n), num_tokens, four);
-                else part[(i * NT + n) * 32] = four;
-                d[0] = d[1] = d[2] = d[3] = 0.f;
-            }
-        }
+        store_tile(*tile, sums, output, workspace, num_tokens);
         ++tile;
     }
 }
 
-// Adds up the parts of tiles that several thread blocks worked on. Grid (tiles, WARPS, 4), NT * 32 threads.
-extern "C" __global__ void exl2_add_parts(
-    const Tile* tiles, const float4* workspace, void* out, const void* residual, u32 num_tokens, u32 out_stride,
-    u32 out_is_float
-) {
-    let_next_grid_start();
-    const Tile tile = tiles[blockIdx.x];
-    const u32 warp = blockIdx.y, i = blockIdx.z, stride = WARPS * LANE_SUMS * 32;
-    const float4* part = workspace + (tile_first_slot(tile) * WARPS + warp) * LANE_SUMS * 32 + i * NT * 32 + threadIdx.x;
-    wait_for_previous_grid();
-    float4 sum = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll 4
-    for (u32 p = 0; p < tile_parts(tile); ++p) {
-        const float4 four = __ldcg(part + p * stride);
-        sum.x += four.x, sum.y += four.y, sum.z += four.z, sum.w += four.w;
-    }
-    const Output output = {out, residual, out_stride, out_is_float != 0};
-    put(output, tile, column_of(warp, i), token_of(threadIdx.x / 32), num_tokens, sum);
-}

@@ -33,6 +33,16 @@ __device__ __forceinline__ u32 load1(u32 address) {
     return w;
 }
 
+// The lane's words of half a block, where a half lies together, which is so from four bits on.
+template <int bits>
+__device__ __forceinline__ void load_wide(u32 (&w)[bits], u32 from) {
+    const u32 lane = threadIdx.x % 32;
+    load4(*reinterpret_cast<u32(*)[4]>(w), from + 16 * lane);
+    if constexpr (bits == 5) w[4] = load1(from + 512 + 4 * lane);
+    if constexpr (bits == 6) load2(w[4], w[5], from + 512 + 8 * lane);
+    if constexpr (bits == 8) load4(*reinterpret_cast<u32(*)[4]>(w + 4), from + 512 + 16 * lane);
+}
+
 // The lane's words of a block of 32 rows by 64 columns at shared address `at`: those of columns 0 .. 31, then the others.
 template <int bits>
 __device__ __forceinline__ void load_words(u32 (&w)[2 * bits], u32 at) {
@@ -43,13 +53,23 @@ __device__ __forceinline__ void load_words(u32 (&w)[2 * bits], u32 at) {
     } else {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            u32* words = w + half * bits;
-            const u32 from = at + half * 128 * bits;
-            load4(*reinterpret_cast<u32(*)[4]>(words), from + 16 * lane);
-            if constexpr (bits == 5) words[4] = load1(from + 512 + 4 * lane);
-            if constexpr (bits == 6) load2(words[4], words[5], from + 512 + 8 * lane);
-            if constexpr (bits == 8) load4(*reinterpret_cast<u32(*)[4]>(words + 4), from + 512 + 16 * lane);
+            load_wide<bits>(*reinterpret_cast<u32(*)[bits]>(w + half * bits), at + half * 128 * bits);
         }
+    }
+}
+
+// The same words of columns 0 .. 31 alone, or of the others.
+template <int bits>
+__device__ __forceinline__ void load_half(u32 (&w)[bits], u32 at, u32 half) {
+    const u32 lane = threadIdx.x % 32;
+    if constexpr (bits == 2) {
+        load2(w[0], w[1], at + 16 * lane + 8 * half);
+    } else if constexpr (bits == 3) {
+        w[0] = load1(at + 16 * lane + 12 * half);
+        w[1] = load1(at + (half ? 512 + 8 * lane : 16 * lane + 4));
+        w[2] = load1(at + (half ? 516 + 8 * lane : 16 * lane + 8));
+    } else {
+        load_wide<bits>(w, at + half * 128 * bits);
     }
 }
 

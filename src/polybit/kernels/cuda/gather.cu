@@ -1,16 +1,27 @@
-// Activations of prompts in the order of a matrix's rows. A thread block works out the features of its tokens into shared
+// Activations of many rows in the order of a matrix's rows. A thread block works out the features of its tokens into shared
 // memory, rounds them once, and writes them from there in the other order: whole lines both times.
 //
 // IN, WEIGHT: types of activations and of a norm's weight, as in numbers.cuh; OUT: of what is written, fp16 or bf16.
-// TOKENS: of a thread block, 1 or 2; shared memory holds two bytes for each and feature.
+// TOKENS: of a thread block, 1 or 2; shared memory holds two bytes for each and feature. FORM: how sorted features lie.
+//   0: [token][feature], for dense products
+//   1: [feature / 32][token][32], for exl2_batch.cu
+//   2: [feature / 32][4][token / 8][token % 8][8], the core matrices of exl2_warpgroup.cu: part j of a block has rows
+//      2 j, 2 j + 1, 8 + 2 j, 8 + 2 j + 1, .., which are those of one lane after another (see stream.py)
 
 #include "activate.cuh"
 #include "numbers.cuh"
+#include "overlap.cuh"
 
 typedef Number<IN>::Type In;
 typedef Number<WEIGHT>::Type Weight;
 
 extern __shared__ uint4 features[];  // two tokens: pairs of them, feature after feature
+
+// Returns when what earlier launches wrote can be read.
+__device__ __forceinline__ void begin() {
+    let_next_grid_start();
+    wait_for_previous_grid();
+}
 
 __device__ __forceinline__ u32 lows(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
 __device__ __forceinline__ u32 highs(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
@@ -41,12 +52,36 @@ __device__ __forceinline__ void stage(u32 width, F f) {
     __syncthreads();
 }
 
-// Features order[0], order[1], .. of each token, to out [num_tokens, width].
-__device__ __forceinline__ void write_sorted(const int* order, u16* out, u32 width, u32 num_tokens) {
-    for (u32 i = 8 * threadIdx.x; i < width; i += 8 * blockDim.x) {
-        const uint4 near = load_16(order + i), far = load_16(order + i + 4);
-        const u32 from[8] = {near.x, near.y, near.z, near.w, far.x, far.y, far.z, far.w};
-        u32 first[4], second[4];
+// Eight sorted features that lie together, the i-th such, of `order`.
+__device__ __forceinline__ void features_of(const int* order, u32 i, u32 (&from)[8]) {
+    if constexpr (FORM == 2) {
+        const int* first = order + i / 4 * 32 + 2 * (i % 4);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+            const uint2 two = load_8(first + 8 * c);
+            from[2 * c] = two.x, from[2 * c + 1] = two.y;
+        }
+    } else {
+        const uint4 near = load_16(order + 8 * i), far = load_16(order + 8 * i + 4);
+        const u32 all[8] = {near.x, near.y, near.z, near.w, far.x, far.y, far.z, far.w};
+#pragma unroll
+        for (int j = 0; j < 8; ++j) from[j] = all[j];
+    }
+}
+
+// Where they go, in eights.
+__device__ __forceinline__ u64 place_of(u32 i, u32 token, u32 num_sorted, u32 num_tokens) {
+    if constexpr (FORM == 0) return static_cast<u64>(token) * (num_sorted / 8) + i;
+    if constexpr (FORM == 1) return static_cast<u64>(i / 4 * num_tokens + token) * 4 + i % 4;
+    return static_cast<u64>(i) * ((num_tokens + 7) / 8 * 8) + token;
+}
+
+// Features order[0], order[1], .. of each token to out; thread blocks of one token share the work.
+__device__ __forceinline__ void write_sorted(const int* order, uint4* out, u32 num_sorted, u32 num_tokens) {
+    const u32 threads = blockDim.x * gridDim.y;
+    for (u32 i = blockDim.x * blockIdx.y + threadIdx.x; i < num_sorted / 8; i += threads) {
+        u32 from[8], first[4], second[4];
+        features_of(order, i, from);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             if constexpr (TOKENS == 1) {
@@ -59,19 +94,21 @@ __device__ __forceinline__ void write_sorted(const int* order, u16* out, u32 wid
             }
         }
         const u32 token = TOKENS * blockIdx.x;
-        u16* to = out + static_cast<u64>(token) * width + i;
-        store_16(true, to, first[0], first[1], first[2], first[3]);
-        if constexpr (TOKENS == 2)
-            store_16(token + 1 < num_tokens, to + width, second[0], second[1], second[2], second[3]);
+        store_16(true, out + place_of(i, token, num_sorted, num_tokens), first[0], first[1], first[2], first[3]);
+        if constexpr (TOKENS == 2) {
+            uint4* to = out + place_of(i, token + 1, num_sorted, num_tokens);
+            store_16(token + 1 < num_tokens, to, second[0], second[1], second[2], second[3]);
+        }
     }
 }
 
-// x [num_tokens, x_stride]; order [width] int32, a multiple of 8. Grid (num_tokens / TOKENS).
-extern "C" __global__ void gather_rows(const int* order, u16* out, u32 width, u32 num_tokens, const In* x, u32 x_stride) {
+// x [num_tokens, x_stride], `width` features, a multiple of 32; order [num_sorted] int32. Grid (num_tokens / TOKENS, any).
+extern "C" __global__ void gather_rows(const int* order, uint4* out, u32 num_sorted, u32 width, u32 num_tokens, const In* x, u32 x_stride) {
+    begin();
     stage(width, [&](int t, u32 i, float (&values)[8]) {
         read_eight<IN>(x + static_cast<u64>(token_at(t, num_tokens)) * x_stride + i, values);
     });
-    write_sorted(order, out, width, num_tokens);
+    write_sorted(order, out, num_sorted, num_tokens);
 }
 
 // Of every thread, added up in an order that is always the same; on all threads.
@@ -95,9 +132,10 @@ __device__ __forceinline__ void add_up(float (&sums)[TOKENS]) {
 
 // The same of RMSNorm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * (weight + offset); weight [width].
 extern "C" __global__ void gather_normed(
-    const int* order, u16* out, u32 width, u32 num_tokens, const In* x, u32 x_stride, const Weight* weight, float eps,
+    const int* order, uint4* out, u32 num_sorted, u32 width, u32 num_tokens, const In* x, u32 x_stride, const Weight* weight, float eps,
     float offset
 ) {
+    begin();
     const In* rows[TOKENS];
     float scales[TOKENS] = {};
 #pragma unroll
@@ -121,7 +159,7 @@ extern "C" __global__ void gather_normed(
 #pragma unroll
         for (int j = 0; j < 8; ++j) values[j] = values[j] * scales[t] * (weights[j] + offset);
     });
-    write_sorted(order, out, width, num_tokens);
+    write_sorted(order, out, num_sorted, num_tokens);
 }
 
 template <int activation>
@@ -140,14 +178,15 @@ __device__ __forceinline__ void stage_gated(
 
 // The same of act(gate) * up, both [num_tokens, stride]; activation as in activate.cuh.
 extern "C" __global__ void gather_gated(
-    const int* order, u16* out, u32 width, u32 num_tokens, const In* gate, u32 gate_stride, const In* up, u32 up_stride,
+    const int* order, uint4* out, u32 num_sorted, u32 width, u32 num_tokens, const In* gate, u32 gate_stride, const In* up, u32 up_stride,
     u32 activation
 ) {
+    begin();
     switch (activation) {
         case 0: stage_gated<0>(width, num_tokens, gate, gate_stride, up, up_stride); break;
         case 1: stage_gated<1>(width, num_tokens, gate, gate_stride, up, up_stride); break;
         case 2: stage_gated<2>(width, num_tokens, gate, gate_stride, up, up_stride); break;
         default: stage_gated<3>(width, num_tokens, gate, gate_stride, up, up_stride); break;
     }
-    write_sorted(order, out, width, num_tokens);
+    write_sorted(order, out, num_sorted, num_tokens);
 }

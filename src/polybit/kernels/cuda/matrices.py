@@ -8,7 +8,7 @@ from torch import Tensor
 from polybit.format.exl2 import Exl2Tensor, Layout
 from polybit.kernels import triton
 from polybit.kernels.composed import InTurn
-from polybit.kernels.cuda import decode, prompt, streamed
+from polybit.kernels.cuda import batch, decode, prompt, streamed
 from polybit.kernels.cuda.decode import MAX_ROWS
 from polybit.kernels.cuda.schedule import Shape
 from polybit.kernels.cuda.stream import stream_layout
@@ -43,6 +43,8 @@ def join(matrices: Sequence[Matrix]) -> Matrix | None:
 def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
     if not isinstance(matrix, Streamed):
         return triton.matmul(x, matrix, residual)
+    if batch.serves(matrix, len(x)):
+        return batch.multiply(x, matrix, residual)
     if len(x) <= MAX_ROWS:
         return decode.multiply(x, matrix, residual)
     return _plus(prompt.multiply(x, matrix), residual)
@@ -54,6 +56,8 @@ _in_turn = InTurn(triton.rms_norm, triton.gated_activate, matmul)
 def norm_matmul(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Matrix) -> Tensor:
     if not isinstance(matrix, Streamed) or weight.dim() > 1:
         return _in_turn.norm_matmul(x, weight, eps, offset, matrix)
+    if batch.serves(matrix, len(x)):
+        return batch.norm_multiply(x, weight, eps, offset, matrix)
     multiply = decode.norm_multiply if len(x) <= MAX_ROWS else prompt.norm_multiply
     return multiply(x, weight, eps, offset, matrix)
 
@@ -63,6 +67,8 @@ def gated_matmul(
 ) -> Tensor:
     if not isinstance(matrix, Streamed):
         return triton.gated_matmul(gate, up, activation, matrix, residual)
+    if batch.serves(matrix, len(gate)):
+        return batch.gated_multiply(gate, up, activation, matrix, residual)
     if len(gate) <= MAX_ROWS:
         return decode.gated_multiply(gate, up, activation, matrix, residual)
     return _plus(prompt.gated_multiply(gate, up, activation, matrix), residual)

@@ -37,12 +37,12 @@ __device__ __forceinline__ float read_one(typename Number<kind>::Type x) {
 template <int kind>
 __device__ __forceinline__ void read_eight(const typename Number<kind>::Type* from, float (&values)[8]) {
     if constexpr (kind == 2) {
-        const uint4 near = load_16(from), far = load_16(from + 4);
+        const uint4 near = load_16_after_wait(from), far = load_16_after_wait(from + 4);
         const u32 words[8] = {near.x, near.y, near.z, near.w, far.x, far.y, far.z, far.w};
 #pragma unroll
         for (int i = 0; i < 8; ++i) values[i] = __uint_as_float(words[i]);
     } else {
-        const uint4 found = load_16(from);
+        const uint4 found = load_16_after_wait(from);
         const u32 pairs[4] = {found.x, found.y, found.z, found.w};
 #pragma unroll
         for (int i = 0; i < 4; ++i) {

@@ -37,11 +37,7 @@ class SortedInput:
 
     def num_bytes(self, num_tokens: int) -> int:
         """Of the sorted activations, as `activations.cu` lays them out."""
-        return self.num_groups * (-(-num_tokens // 2) * 16) + self.plain_bytes(num_tokens)
-
-    def plain_bytes(self, num_tokens: int) -> int:
-        """Of the same as `exl2_batch` reads them."""
-        return 2 * self.order.shape[0] * num_tokens
+        return self.num_groups * (-(-num_tokens // 2) * 16) + 2 * self.order.shape[0] * num_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +78,12 @@ class Streamed:
             _dense_table(layout, device), self.maxima[first_group:], out, layout.num_blocks, stop, out.stride(0),
             start // TILE_COLUMNS, np.uint64(layout.tile_bytes),
         )  # fmt: skip
+
+
+def outputs(num_rows: int, matrix: Streamed, dtype: torch.dtype) -> Tensor:
+    """Room for [num_rows, N] in a type that kernels write."""
+    kernel_dtype = torch.float16 if dtype == torch.float16 else torch.float32
+    return torch.empty(num_rows, matrix.out_features, dtype=kernel_dtype, device=matrix.stream.device)
 
 
 @cache

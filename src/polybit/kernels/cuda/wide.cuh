@@ -12,6 +12,13 @@ __device__ __forceinline__ uint4 load_16(const void* from) {  // of what no runn
     return out;
 }
 
+__device__ __forceinline__ uint4 load_16_after_wait(const void* from) {  // of what the launch before wrote
+    uint4 out;
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w) : "l"(from) : "memory");
+    return out;
+}
+
 __device__ __forceinline__ uint2 load_8(const void* from) {
     uint2 out;
     asm volatile("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(out.x), "=r"(out.y) : "l"(from) : "memory");
