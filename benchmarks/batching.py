@@ -27,11 +27,11 @@ from polybit.bench.subject import Request, Subject, open_subject
 from polybit.bench.timing import median_seconds, synchronize
 from polybit.cache import PAGE_TOKENS, KVPool, pages_for
 from polybit.generator import SamplingParams
-from polybit.generator.engine import step_limits
 from polybit.generator.graphs import decode_graphs
 from polybit.generator.runner import Runner
 from polybit.generator.sequence import Sequence
 from polybit.generator.serving import Serving
+from polybit.generator.step_limits import step_limits
 from polybit.model.device import describe
 from polybit.model.model import Model
 from polybit.model.options import LoadOptions

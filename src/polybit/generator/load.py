@@ -9,8 +9,9 @@ from polybit.cache import PAGE_TOKENS, KVPool, pages_for
 from polybit.errors import ConfigError, OutOfMemory, RequestError
 from polybit.fields import check_callback, replaced
 from polybit.generator.drafting import DraftOptions, PlannedDraft, open_draft, plan_draft, vocabulary_of
-from polybit.generator.engine import MAX_BATCH, Engine, step_limits
+from polybit.generator.engine import Engine
 from polybit.generator.speculative import Drafter, NgramDrafter
+from polybit.generator.step_limits import MAX_BATCH, step_limits
 from polybit.model.load import LoadProgress, build
 from polybit.model.machine import this_machine
 from polybit.model.options import LoadOptions

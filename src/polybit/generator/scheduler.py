@@ -15,6 +15,7 @@ from polybit.cache import PAGE_TOKENS, Copy, Holding, PageBook
 from polybit.cache.holding import WORTH_COPYING
 from polybit.cache.pages import Contents, Key
 
+FEWEST_BESIDE = 512  # tokens of prompts beside others: fewer would leave any device idle
 LOOK_AHEAD = 8  # first of the queue that may start; those behind them wait unseen
 
 S = TypeVar("S", bound=Holding)
@@ -25,7 +26,7 @@ S_co = TypeVar("S_co", bound=Holding, covariant=True)  # of what is only read
 class Limits:
     sequences: int  # that run at once
     prompt_tokens: int  # of a step where nobody waits for a next token
-    tokens_beside: int = 512  # of prompts, in a step where someone does
+    tokens_beside: int = FEWEST_BESIDE  # of prompts, in a step where someone does
     guesses: int = 0  # that a sequence may try out in a step, behind its last token
     rows: int = 64  # next tokens and guesses of a step, which the guesses share what the sequences leave of
 

@@ -127,6 +127,14 @@ class TestPrompts:
         assert [counts(plan) for plan in plans] == [[1, 256]] * 7 + [[1, 208]] + [[1, 1]]
         assert all(plan.parts[0].sequence is running for plan in plans)
 
+    def test_that_come_together_are_read_in_few_steps(self):
+        pool = Pool(64, Limits(64, 2048, tokens_beside=2048 - 64))
+        for i in range(64):
+            pool.add(text(128, i))
+        sums = [sum(count for count in counts(pool.advance()) if count > 1) for _ in range(5)]
+        assert sums == [2048, 1984, 1984, 1984, 192]
+        assert counts(pool.advance()) == [1] * 64
+
     def test_only_so_many_run_at_once(self):
         pool = Pool(40, Limits(3, 2048))
         sequences = [pool.add(text(5, i)) for i in range(5)]
