@@ -130,10 +130,6 @@ class Scheduler(Generic[S]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    @property
-    def num_running(self) -> int:
-        return len(self._running)
-
     def __iter__(self) -> Iterator[S]:
         """By arrival."""
         return iter(list(self._entries))

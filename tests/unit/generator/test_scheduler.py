@@ -70,6 +70,10 @@ class Pool:
             hashes.append(hash((hashes[-1] if hashes else 0, token)))
         return hashes
 
+    @property
+    def num_running(self):
+        return sum(bool(sequence.pages) for sequence in self.scheduler)
+
     def advance(self, token=lambda sequence: len(sequence.tokens) % 7):
         """A step, and a next token for each sequence that is ready; None takes all that came back, or up to 300."""
         plan = self.step()
@@ -193,7 +197,7 @@ class TestSharing:
         pool = Pool(100)
         for i in range(8):
             pool.add(text(1000) + text(5, i + 1))
-        while pool.scheduler.num_running < 8 or any(s.num_pending > 1 for s in pool.scheduler):
+        while pool.num_running < 8 or any(s.num_pending > 1 for s in pool.scheduler):
             pool.advance()
         assert pool.num_computed - self.num_generated(pool) == 1000 + 8 * 5
         assert pool.book.num_held == 3 + 8
@@ -353,7 +357,7 @@ class TestGuesses:
         pool = self.decoding(2, pages=2, length=PAGE_TOKENS - 2)
         plan = pool.advance(lambda sequence: 0)
         assert [part.room for part in plan.parts] == [1, 1]
-        assert pool.scheduler.num_running == 2
+        assert pool.num_running == 2
 
 
 def serve_all(pool, requests, rng, cancel_rate, take_back_rate=0.0):
