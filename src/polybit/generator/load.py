@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from polybit.amounts import gibibytes
 from polybit.cache import PAGE_TOKENS, KVPool, pages_for
@@ -52,11 +52,8 @@ def load(
     drafting = DraftOptions(None if draft is None else str(draft), ngram_draft, num_draft_tokens)
     source = open_model(path, replaced(LoadOptions(), options, "option of loading", ConfigError))
     tokenizer = Tokenizer.open(source.folder)
-    planned = None
-    if drafting.draft is not None:
-        wanted = wanted_tokens(source, cache_tokens)
-        planned = plan_draft(open_draft(drafting.draft, source, tokenizer), wanted, this_machine(source.options))
-    setup = plan_for(source, cache_tokens) if planned is None else _plan_beside(planned, source, cache_tokens)
+    draft_source = None if drafting.draft is None else open_draft(drafting.draft, source, tokenizer)
+    setup, planned = plan_with(source, draft_source, cache_tokens)
     tell(setup, source)
     model = build(source, setup, progress)
     pool = KVPool(model.spec, setup.plan.cache_tokens, model.dtype, model.block_devices, model.backend, model.cache)
@@ -80,6 +77,22 @@ def plan_for(source: ModelSource, cache_tokens: int | None, machine: Machine | N
     if setup.plan.cache_tokens < wanted:
         log.warning("memory is short: the cache holds %d tokens instead of %d", setup.plan.cache_tokens, wanted)
     return setup
+
+
+class Planned(NamedTuple):
+    setup: Setup
+    draft: PlannedDraft | None
+
+
+def plan_with(
+    source: ModelSource, draft: ModelSource | None, cache_tokens: int | None, machine: Machine | None = None
+) -> Planned:
+    """`plan_for` into what the draft leaves, if there is one."""
+    if draft is None:
+        return Planned(plan_for(source, cache_tokens, machine), None)
+    wanted = wanted_tokens(source, cache_tokens)
+    planned = plan_draft(draft, wanted, machine or this_machine(source.options))
+    return Planned(_plan_beside(planned, source, cache_tokens), planned)
 
 
 def _plan_beside(draft: PlannedDraft, source: ModelSource, cache_tokens: int | None) -> Setup:
