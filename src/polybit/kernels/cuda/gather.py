@@ -1,5 +1,7 @@
 """Activations of prompts in the order of a matrix's rows, and what comes before the product: launches of gather.cu."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,6 +39,7 @@ def can_gather(width: int, device: torch.device) -> bool:
     return 2 * width + STATIC_BYTES <= shared_memory(device.index)
 
 
+@cache
 def build(dtype: torch.dtype, weight: torch.dtype, out: torch.dtype, tokens: int) -> Build:
     macros = {"IN": KINDS[dtype], "WEIGHT": KINDS[weight], "OUT": KINDS[out], "TOKENS": tokens}
     return Build.of("gather.cu", macros)
