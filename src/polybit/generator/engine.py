@@ -62,7 +62,8 @@ class Engine:
             self._num_rows = min(self._num_rows, drafter.num_rows)
             limits = replace(limits, guesses=drafter.num_tokens)
         self.vocab_size = min(tokenizer.vocab_size, self._num_rows)  # tokens that may be drawn
-        runner = Runner(model, pool, self.vocab_size, decode_graphs(model, pool, use_graphs), drafter)
+        graphs = decode_graphs(model, pool, use_graphs, limits.guesses)
+        runner = Runner(model, pool, self.vocab_size, graphs, drafter)
         self._serving = Serving(runner, limits)
         self._background = Background(self._serving)
 
