@@ -27,11 +27,11 @@ from polybit.bench.subject import Request, Subject, open_subject
 from polybit.bench.timing import median_seconds, synchronize
 from polybit.cache import PAGE_TOKENS, KVPool, pages_for
 from polybit.generator import SamplingParams
-from polybit.generator.engine import step_limits
 from polybit.generator.graphs import decode_graphs
 from polybit.generator.runner import Runner
 from polybit.generator.sequence import Sequence
 from polybit.generator.serving import Serving
+from polybit.generator.step_limits import step_limits
 from polybit.model.device import describe
 from polybit.model.model import Model
 from polybit.model.options import LoadOptions
@@ -137,7 +137,7 @@ def without_model(runner: Runner) -> Runner:
 
     model: Any = SimpleNamespace(spec=runner.model.spec, device=runner.model.device, forward=forward)
     model.max_seq_len = runner.model.max_seq_len
-    graphs: Any = SimpleNamespace(decode=lambda tokens, step: rows[: len(tokens)])
+    graphs: Any = SimpleNamespace(decode=lambda tokens, step: rows[: len(tokens)], max_queries=1)
     return Runner(model, runner.pool, runner.model.spec.embedding.num_rows, graphs)
 
 

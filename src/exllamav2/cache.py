@@ -68,6 +68,20 @@ class ExLlamaV2Cache:
             raise RequestError(f"current_seq_len is {length!r}, expected 0 to the {self.own.length} that are stored")
         self.own.truncate(length, self.pool)
 
+    def check_rows(self, count: int) -> None:
+        """Raises RequestError where `model.forward` cannot go on with so many rows."""
+        held = len(self.own.rows)
+        if held and count != held:
+            raise RequestError(
+                f"ExLlamaV2.forward: input_ids has {count} rows, but the cache holds tokens of {held}; give as many, "
+                "or call cache.reset() first"
+            )
+        if count > self.batch_size:
+            raise RequestError(
+                f"ExLlamaV2.forward: input_ids has {count} rows, but the cache is made for {self.batch_size}; make it "
+                f"with batch_size={count}"
+            )
+
     def reset(self) -> None:
         """Forget what `model.forward` has stored, and give its pages back."""
         self.current_seq_len = 0

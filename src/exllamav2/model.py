@@ -121,7 +121,7 @@ class ExLlamaV2:
         """Logits [batch, n, vocabulary] fp32 of input_ids [batch, n], which follow what `cache` has of each row.
 
         `last_id_only`: n is 1; `preprocess_only`: None, and so where `abort_event` was set. Without a cache nothing is
-        kept.
+        kept. RequestError where the batch is not the one that the cache holds.
         """
         refuse(
             "ExLlamaV2.forward",
@@ -132,19 +132,25 @@ class ExLlamaV2:
         )
         if input_ids.dim() != 2 or not input_ids.numel():
             raise RequestError("ExLlamaV2.forward: input_ids must be a tensor of ids [batch, n], at least one")
-        logits = self._pass_in_chunks(input_ids, cache, last_id_only, abort_event)
-        whole = None if logits is None or preprocess_only else torch.cat(logits, 1)[:, -1 if last_id_only else 0 :]
-        return whole if whole is None or not cpu_logits else whole.cpu()
+        num_logits = 0 if preprocess_only else 1 if last_id_only else input_ids.shape[1]
+        logits = self._pass_in_chunks(input_ids, cache, num_logits, abort_event)
+        if logits is None or preprocess_only:
+            return None
+        whole = torch.cat(logits, 1)[:, -num_logits:]
+        return whole.cpu() if cpu_logits else whole
 
     def _pass_in_chunks(
-        self, ids: Tensor, cache: "ExLlamaV2Cache | None", last_id_only: bool, abort_event: threading.Event | None
+        self, ids: Tensor, cache: "ExLlamaV2Cache | None", num_logits: int, abort_event: threading.Event | None
     ) -> list[Tensor] | None:
+        """The last logits of each chunk, `num_logits` where it is so long; None where the event was set before all."""
         if cache is None:
-            return [pass_alone(self.inner, ids, 1 if last_id_only else ids.shape[1])]
+            is_aborted = abort_event is not None and abort_event.is_set()
+            return None if is_aborted else [pass_alone(self.inner, ids, num_logits)]
+        cache.check_rows(len(ids))
         found, done = list[Tensor](), 0
         for chunk in chunks(ids, abort_event):
-            num_logits = 1 if last_id_only else chunk.shape[1]
-            found.append(pass_over(self.inner, chunk, cache.own, cache.pool, num_logits))
+            wanted = min(num_logits, chunk.shape[1])
+            found.append(pass_over(self.inner, chunk, cache.own, cache.pool, wanted))
             done += chunk.shape[1]
         return found if done == ids.shape[1] else None
 

@@ -41,8 +41,9 @@ class OwnRows:
     def extend(self, ids: Tensor, pool: KVPool) -> None:
         """ids [S, n] follow. Raises OutOfMemory where the pool has no room."""
         self.rows = self.rows or [Holding([]) for _ in ids]
+        for row in self.rows:
+            row.extend(pool.book, len(row.tokens) + ids.shape[1])
         for row, tokens in zip(self.rows, ids.tolist(), strict=True):
-            row.extend(pool.book, len(row.tokens) + len(tokens))
             row.tokens += tokens
 
 
@@ -62,7 +63,7 @@ def pass_over(model: Model, ids: Tensor, own: OwnRows, pool: KVPool, num_logits:
     logits = model.forward(tokens, step, pool, _last(len(ids), count, num_logits, model.device))
     for row in own.rows:
         row.num_stored += count
-    return logits.view(len(ids), num_logits, -1)
+    return logits.view(len(ids), num_logits, logits.shape[1])
 
 
 def pass_alone(model: Model, ids: Tensor, num_logits: int) -> Tensor:
@@ -71,7 +72,7 @@ def pass_alone(model: Model, ids: Tensor, num_logits: int) -> Tensor:
     step, store = whole_rows(rows, count, model.device)
     tokens = ids.flatten().to(model.device)
     logits = model.forward(tokens, step, store, _last(rows, count, num_logits, model.device))
-    return logits.view(rows, num_logits, -1)
+    return logits.view(rows, num_logits, logits.shape[1])
 
 
 def _last(rows: int, count: int, num_logits: int, device: torch.device) -> Tensor:

@@ -79,6 +79,20 @@ def test_longer_contexts_elsewhere_leave_a_graph_its_rope_tables(model: Model, f
     del junk
 
 
+@pytest.mark.parametrize("numbers", [[4], [1, 0, 4], [4] * 8])
+def test_guesses_have_the_logits_of_eager_steps(model: Model, folder: Path, numbers: list[int]) -> None:
+    found = []
+    for capture in (None, cuda_capture(model.device)):
+        bench = Bench(model, folder, capture, guesses=4)
+        sequences = [bench.begin(length, first=i) for i, length in enumerate(LENGTHS[: len(numbers)])]
+        found.append([])
+        for first in range(3):  # replayed with other guesses
+            guesses = [[(7 * first + i) % 256 for i in range(number)] for number in numbers]
+            found[-1].append(bench.try_out(dict(zip(sequences, guesses, strict=True))))
+    for captured, eager in zip(*found, strict=True):
+        assert_close(captured, eager, "logits")
+
+
 def next_logits(bench: Bench, sequences: list[Sequence]) -> torch.Tensor:
     """[S, V] after the last token of each."""
     parts = tuple(Part(sequence, 1) for sequence in sequences)

@@ -6,8 +6,8 @@ from exllamav2.tokenizer import ExLlamaV2Tokenizer
 from polybit.errors import RequestError
 from polybit.generator import Engine
 from polybit.generator.drafting import DraftOptions, check_vocabulary, model_drafter, vocabulary_of
-from polybit.generator.engine import MAX_BATCH, step_limits
 from polybit.generator.speculative import Drafter, NgramDrafter
+from polybit.generator.step_limits import MAX_BATCH, step_limits
 
 
 def build_engine(

@@ -14,7 +14,7 @@ from exllamav2.model import ExLlamaV2
 from exllamav2.refusal import refuse
 from exllamav2.tokenizer import ExLlamaV2Tokenizer
 from polybit.errors import PolybitError, RequestError
-from polybit.generator.engine import MAX_BATCH
+from polybit.generator.step_limits import MAX_BATCH
 
 Prompt = str | tuple[str, str]
 

@@ -23,6 +23,14 @@ def inspect(
     options: LoadOptions,
     cache_tokens: CacheTokens = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show only the memory plan: what goes where.")] = False,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            "--draft",
+            help="Folder or Hub id of a smaller model that is to guess tokens: the plan makes room for it too.",
+            show_default=False,
+        ),
+    ] = None,
     matrices: Annotated[bool, typer.Option("--matrices", help="List every matrix, not only layers.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -31,14 +39,17 @@ def inspect(
     --gpu-split with sizes plans for cards that need not be here: --plan --gpu-split 24.
     """
     source = open_model(model, options)
-    report = describe_plan(source, plan_for(source, cache_tokens)) if plan else describe_model(source, cache_tokens)
+    if plan:
+        report = describe_plan(source, plan_for(source, cache_tokens, draft))
+    else:
+        report = describe_model(source, cache_tokens, draft)
     if as_json:
         print_json(report)
     else:
         print_tables(plan_tables(report) if plan else report_tables(report, matrices))
 
 
-def describe_model(source: ModelSource, cache_tokens: int | None) -> dict[str, Any]:
+def describe_model(source: ModelSource, cache_tokens: int | None, draft: str | None = None) -> dict[str, Any]:
     """Everything that the command says, as plain data; sizes in bytes."""
     layers, head = layer_sizes(source), head_size(source)
     return {
@@ -61,7 +72,7 @@ def describe_model(source: ModelSource, cache_tokens: int | None) -> dict[str, A
             }
             for block, layer in zip(source.spec.blocks, layers, strict=True)
         ],
-        "memory": describe_memory(source, cache_tokens),
+        "memory": describe_memory(source, cache_tokens, draft),
     }
 
 

@@ -23,12 +23,10 @@ from polybit.generator.scheduler import Limits
 from polybit.generator.sequence import Sequence
 from polybit.generator.serving import PATIENCE, Serving
 from polybit.generator.speculative import Drafter
+from polybit.generator.step_limits import step_limits
 from polybit.generator.stream import Stream, closing_all
-from polybit.model.footprint import CHUNK_TOKENS
 from polybit.model.model import Model
 from polybit.text import ChatTemplate, Message, Tokenizer
-
-MAX_BATCH = 64  # requests that run at once, by default
 
 Prompt = str | list[int] | tuple[int, ...]
 Progress = Callable[[int, int], None]  # prompts answered, prompts in all
@@ -64,7 +62,8 @@ class Engine:
             self._num_rows = min(self._num_rows, drafter.num_rows)
             limits = replace(limits, guesses=drafter.num_tokens)
         self.vocab_size = min(tokenizer.vocab_size, self._num_rows)  # tokens that may be drawn
-        runner = Runner(model, pool, self.vocab_size, decode_graphs(model, pool, use_graphs), drafter)
+        graphs = decode_graphs(model, pool, use_graphs, limits.guesses)
+        runner = Runner(model, pool, self.vocab_size, graphs, drafter)
         self._serving = Serving(runner, limits)
         self._background = Background(self._serving)
 
@@ -314,11 +313,6 @@ def _outcome(answer: Stream | PolybitError) -> Completion | PolybitError:
     if isinstance(answer, Stream):
         return answer.completion if answer.error is None else answer.error
     return answer
-
-
-def step_limits(model: Model, max_batch: int = MAX_BATCH) -> Limits:
-    """Prompts in chunks for which the plan of memory has room."""
-    return Limits(max_batch, prompt_tokens=min(CHUNK_TOKENS, model.max_seq_len))
 
 
 def _params_of(i: int, params: Any, fields: dict[str, Any]) -> SamplingParams:

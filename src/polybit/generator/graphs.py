@@ -1,7 +1,8 @@
 """Decode steps as CUDA graphs: all launches of a step at once, captured at the first use of each batch size.
 
 A graph runs the same kernels over the same memory each time. So a step's numbers are copied to a place of their own,
-and a batch is filled up to the next size by sequences of one token, which lie in the pool's spare page.
+and a batch is filled up to the next size by tokens that lie in the pool's spare page: each a sequence, or where
+sequences have guesses to try out, all together one more sequence.
 """
 
 import gc
@@ -23,7 +24,7 @@ from polybit.modules.step import Step
 
 log = logging.getLogger(__name__)
 
-SIZES = (1, 2, 4, 8, 16, 32, 64)  # sequences of a captured step
+SIZES = (1, 2, 4, 8, 16, 32, 64)  # sequences of a captured step; the last is also the most tokens
 READ_BY_HOST = frozenset({"attention", "matmul"})  # ops whose reference reads device tensors: lengths, group layouts
 
 Work = Callable[[], Tensor]  # its result may lie in the same memory each time
@@ -31,37 +32,57 @@ Capture = Callable[[Work], Work]
 
 
 class DecodeGraphs:
-    """Steps of one token for each of up to SIZES[-1] sequences of a pool."""
+    """Steps of one token for each of up to SIZES[-1] sequences of a pool, or of some guesses behind it."""
 
-    def __init__(self, model: Model, pool: KVPool, capture: Capture) -> None:
+    def __init__(self, model: Model, pool: KVPool, capture: Capture, guesses: int = 0) -> None:
+        """`guesses`: of a sequence in a step, at most."""
+        self.max_queries = guesses + 1
         self._model = model
         self._pool = pool
         self._capture = capture
         self._context = min(model.max_seq_len, pool.num_tokens)
         self._ropes = [stage.ropes.reserve(self._context) for stage in model.stages]  # kept, as graphs read them
-        self._steps: dict[int, CapturedStep] = {}
+        self._steps: dict[tuple[int, bool], CapturedStep] = {}
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor, step: Step) -> Tensor:
-        """tokens [S] and their step, all on the CPU -> logits [S, V] fp32, good until the next call."""
-        size = next(size for size in SIZES if size >= step.num_tokens)
-        if size not in self._steps:
-            self._steps[size] = CapturedStep(*self._idle(size), self._model, self._pool, self._capture)
-        return self._steps[size](tokens, step)
+        """tokens [T] and their step, all on the CPU -> logits [T, V] fp32, good until the next call."""
+        size = next(size for size in SIZES if size >= len(step.lengths))
+        key = size, step.max_queries > 1
+        if key not in self._steps:
+            idle = self._idle_guesses(size) if step.max_queries > 1 else self._idle(size)
+            self._steps[key] = CapturedStep(*idle, self._model, self._pool, self._capture)
+        return self._steps[key](tokens, step)
 
     def _idle(self, size: int) -> tuple[Tensor, Step]:
         """A batch of nothing but sequences that fill it up."""
+        starts = torch.arange(size + 1, dtype=torch.int32)
+        return self._in_spare_page(torch.zeros(size, dtype=torch.int64), starts, torch.ones(size), max_queries=1)
+
+    def _idle_guesses(self, size: int) -> tuple[Tensor, Step]:
+        """The same where up to `size` sequences have guesses: one sequence fills it up."""
+        num_tokens = min(SIZES[-1], size * self.max_queries)
+        starts = torch.full((size + 2,), num_tokens, dtype=torch.int32)
+        starts[0] = 0
+        return self._in_spare_page(
+            torch.arange(num_tokens), starts, torch.full((size + 1,), num_tokens), self.max_queries
+        )
+
+    def _in_spare_page(
+        self, places: Tensor, query_starts: Tensor, lengths: Tensor, max_queries: int
+    ) -> tuple[Tensor, Step]:
+        """Tokens at places [T] of the page."""
         spare, num_pages = self._pool.spare_page, pages_for(self._context)
         step = Step(
-            positions=torch.zeros(size, dtype=torch.int64),
-            slots=torch.full((size,), spare * PAGE_TOKENS),
-            page_table=torch.full((size, num_pages), spare, dtype=torch.int32),
-            query_starts=torch.arange(size + 1, dtype=torch.int32),
-            lengths=torch.ones(size, dtype=torch.int32),
-            max_queries=1,
+            positions=torch.zeros_like(places),
+            slots=spare * PAGE_TOKENS + places,
+            page_table=torch.full((len(lengths), num_pages), spare, dtype=torch.int32),
+            query_starts=query_starts,
+            lengths=lengths.to(torch.int32),
+            max_queries=max_queries,
             max_length=self._context,
         )
-        return torch.zeros(size, dtype=torch.int64), step
+        return torch.zeros_like(places), step
 
 
 class CapturedStep:
@@ -85,12 +106,16 @@ class CapturedStep:
 
     def _fill(self, tokens: Tensor, step: Step) -> None:
         self._on_host.copy_(self._idle)
-        count, num_pages = step.page_table.shape
-        self._tokens[:count] = tokens
-        self._step.positions[:count] = step.positions
-        self._step.slots[:count] = step.slots
+        num_tokens, (count, num_pages) = step.num_tokens, step.page_table.shape
+        self._tokens[:num_tokens] = tokens
+        self._step.positions[:num_tokens] = step.positions
+        self._step.slots[:num_tokens] = step.slots
         self._step.lengths[:count] = step.lengths
         self._step.page_table[:count, :num_pages] = step.page_table
+        if self._step.max_queries > 1:
+            self._step.query_starts[: count + 1] = step.query_starts
+            self._step.query_starts[count + 1 :] = self._step.num_tokens
+            self._step.lengths[count] = self._step.num_tokens - num_tokens
 
 
 def cuda_capture(device: torch.device) -> Capture:
@@ -130,8 +155,8 @@ def _nothing_freed() -> Iterator[None]:
             gc.enable()
 
 
-def decode_graphs(model: Model, pool: KVPool, wanted: bool) -> DecodeGraphs | None:
-    """For a model on a GPU, if it can; the log says so, or why not."""
+def decode_graphs(model: Model, pool: KVPool, wanted: bool, guesses: int = 0) -> DecodeGraphs | None:
+    """For a model on a GPU, if it can; the log says so, or why not. `guesses`: of a sequence in a step, at most."""
     if model.device.type != "cuda":
         return None
     reason = obstacle(model) if wanted else "they are turned off"
@@ -139,7 +164,7 @@ def decode_graphs(model: Model, pool: KVPool, wanted: bool) -> DecodeGraphs | No
         log.info("decode steps run without CUDA graphs: %s", reason)
         return None
     log.info("decode steps run as CUDA graphs")
-    return DecodeGraphs(model, pool, cuda_capture(model.device))
+    return DecodeGraphs(model, pool, cuda_capture(model.device), guesses)
 
 
 def obstacle(model: Model) -> str | None:

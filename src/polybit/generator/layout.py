@@ -36,7 +36,7 @@ def run_of(part: Part[Holding]) -> Run:
     stop = start + part.count
     tokens = sequence.tokens[start:stop]
     num_wanted = 1 + len(guesses) if stop == len(sequence.tokens) else 0
-    return Run(tokens + guesses if guesses else tokens, start, sequence.pages, num_wanted)
+    return Run([*tokens, *guesses] if guesses else tokens, start, sequence.pages, num_wanted)
 
 
 def lay_out(runs: Sequence[Run], device: torch.device) -> tuple[Tensor, Step]:
@@ -103,9 +103,10 @@ class DecodeLayout:
         if len(rows) > len(self._table) or width > self._table.shape[1]:
             self._table = np.zeros((len(rows), width + SPARE_COLUMNS), dtype=np.int32)
             self._rows = [[] for _ in rows]
-        for i, row in enumerate(rows):
-            if row != self._rows[i]:
-                self._table[i, : len(row)] = row
-                self._table[i, len(row) :] = 0
-                self._rows[i] = list(row)
+        if rows != self._rows[: len(rows)]:  # seldom
+            for i, row in enumerate(rows):
+                if row != self._rows[i]:
+                    self._table[i, : len(row)] = row
+                    self._table[i, len(row) :] = 0
+                    self._rows[i] = list(row)
         return self._table[: len(rows), :width]

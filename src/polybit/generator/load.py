@@ -2,15 +2,16 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from polybit.amounts import gibibytes
 from polybit.cache import PAGE_TOKENS, KVPool, pages_for
 from polybit.errors import ConfigError, OutOfMemory, RequestError
 from polybit.fields import check_callback, replaced
 from polybit.generator.drafting import DraftOptions, PlannedDraft, open_draft, plan_draft, vocabulary_of
-from polybit.generator.engine import MAX_BATCH, Engine, step_limits
+from polybit.generator.engine import Engine
 from polybit.generator.speculative import Drafter, NgramDrafter
+from polybit.generator.step_limits import MAX_BATCH, step_limits
 from polybit.model.load import LoadProgress, build
 from polybit.model.machine import this_machine
 from polybit.model.options import LoadOptions
@@ -51,11 +52,8 @@ def load(
     drafting = DraftOptions(None if draft is None else str(draft), ngram_draft, num_draft_tokens)
     source = open_model(path, replaced(LoadOptions(), options, "option of loading", ConfigError))
     tokenizer = Tokenizer.open(source.folder)
-    planned = None
-    if drafting.draft is not None:
-        wanted = wanted_tokens(source, cache_tokens)
-        planned = plan_draft(open_draft(drafting.draft, source, tokenizer), wanted, this_machine(source.options))
-    setup = plan_for(source, cache_tokens) if planned is None else _plan_beside(planned, source, cache_tokens)
+    draft_source = None if drafting.draft is None else open_draft(drafting.draft, source, tokenizer)
+    setup, planned = plan_with(source, draft_source, cache_tokens)
     tell(setup, source)
     model = build(source, setup, progress)
     pool = KVPool(model.spec, setup.plan.cache_tokens, model.dtype, model.block_devices, model.backend, model.cache)
@@ -79,6 +77,22 @@ def plan_for(source: ModelSource, cache_tokens: int | None, machine: Machine | N
     if setup.plan.cache_tokens < wanted:
         log.warning("memory is short: the cache holds %d tokens instead of %d", setup.plan.cache_tokens, wanted)
     return setup
+
+
+class Planned(NamedTuple):
+    setup: Setup
+    draft: PlannedDraft | None
+
+
+def plan_with(
+    source: ModelSource, draft: ModelSource | None, cache_tokens: int | None, machine: Machine | None = None
+) -> Planned:
+    """`plan_for` into what the draft leaves, if there is one."""
+    if draft is None:
+        return Planned(plan_for(source, cache_tokens, machine), None)
+    wanted = wanted_tokens(source, cache_tokens)
+    planned = plan_draft(draft, wanted, machine or this_machine(source.options))
+    return Planned(_plan_beside(planned, source, cache_tokens), planned)
 
 
 def _plan_beside(draft: PlannedDraft, source: ModelSource, cache_tokens: int | None) -> Setup:

@@ -1,5 +1,6 @@
 """One step: a forward pass over parts of several sequences, and what each that is ready for it says next."""
 
+from collections.abc import Sequence as Tokens
 from itertools import accumulate
 
 import torch
@@ -47,12 +48,15 @@ class Runner:
             self.pool.copy(plan.copies)
         if not (plan.parts or plan.beside):
             return []
-        ready = [Outlook(part) for part in plan.parts if part.is_last]
-        if self._drafter is not None:
-            with looking_ahead(ready):
-                self._drafter.guess(plan, ready)
+        ready = [part for part in plan.parts if part.is_last]
+        if self._drafter is None:
+            logits = self.forward(plan.parts + plan.beside)
+            return self._sample(logits, [part.sequence for part in ready]) if ready else []
+        outlooks = [Outlook(part) for part in ready]
+        with looking_ahead(outlooks):
+            self._drafter.guess(plan, outlooks)
         logits = self.forward(plan.parts + plan.beside)
-        return self.sample(logits, ready) if ready else []
+        return self._sample_all(logits, outlooks) if ready else []
 
     def forward(self, parts: tuple[Part[Holding], ...]) -> Tensor:
         """Store the parts' keys and values in pages that the sequences have.
@@ -70,35 +74,45 @@ class Runner:
         return error if layer is None else KernelError(f"{error}; the first numbers that are not finite leave {layer}")
 
     @torch.inference_mode()
-    def sample(self, logits: Tensor, ready: list[Outlook]) -> list[tuple[Sequence, Said]]:
+    def _sample(self, logits: Tensor, ready: list[Sequence]) -> list[tuple[Sequence, Said]]:
+        """logits [S + companions, V] -> the next token of each, or why there is none."""
+        known = _mixed(logits[:, : self._vocab_size], ready, range(len(ready)))
+        drawn = sample(known, [sequence.sampling for sequence in ready]).drawn()
+        said: list[Said] = [[one] for one in drawn]
+        for row, one in enumerate(drawn):
+            if one.token == UNUSABLE:
+                said[row] = unusable(known[row], len(ready[row].tokens))
+        return list(zip(ready, said, strict=True))
+
+    @torch.inference_mode()
+    def _sample_all(self, logits: Tensor, outlooks: list[Outlook]) -> list[tuple[Sequence, Said]]:
         """logits [n + companions, V] of all their places -> the next tokens of each, or why there are none."""
-        known = _mixed(logits[:, : self._vocab_size], ready)
-        states = [state for outlook in ready for state in outlook.states]
-        guesses = () if self._drafter is None else [guess for outlook in ready for guess in outlook.all_tried()]
-        drawn = sample(known, states, guesses).drawn()
-        if len(drawn) == len(ready):  # nearly always
-            return [(ready[row].sequence, _said(ready[row], known, row, [one])) for row, one in enumerate(drawn)]
-        starts = accumulate((len(outlook.states) for outlook in ready), initial=0)
+        starts = list(accumulate((len(outlook.states) for outlook in outlooks), initial=0))
+        known = _mixed(logits[:, : self._vocab_size], [outlook.sequence for outlook in outlooks], starts)
+        states = [state for outlook in outlooks for state in outlook.states]
+        drawn = sample(known, states, [guess for outlook in outlooks for guess in outlook.all_tried()]).drawn()
         return [
-            (outlook.sequence, _said(outlook, known, start, drawn[start : start + len(outlook.states)]))
-            for start, outlook in zip(starts, ready, strict=False)
+            (outlook.sequence, _said(outlook, known[start:stop], drawn[start:stop]))
+            for outlook, start, stop in zip(outlooks, starts, starts[1:], strict=False)
         ]
 
 
-def _said(outlook: Outlook, logits: Tensor, row: int, drawn: list[Drawn]) -> Said:
-    """By what was drawn in the sequence's places, the first of which is `row` of logits [n, V]."""
+def _said(outlook: Outlook, logits: Tensor, drawn: list[Drawn]) -> Said:
+    """By the logits [1 + guesses, V] of the sequence's places, and what was drawn there."""
     if drawn[0].token == UNUSABLE:
-        return unusable(logits[row], len(outlook.sequence.tokens))
-    return outlook.come_true(drawn) if outlook.guesses else drawn
+        return unusable(logits[0], len(outlook.sequence.tokens))
+    return outlook.come_true(drawn)
 
 
-def _mixed(logits: Tensor, ready: list[Outlook]) -> Tensor:
-    """logits [n + companions, V], companions last and in the same order -> [n, V], with theirs taken into account."""
-    stops = list(accumulate(len(outlook.states) for outlook in ready))
-    own, beside = logits[: stops[-1]], logits[stops[-1] :]
-    if not len(beside):
-        return own
-    rows = [row for row, outlook in enumerate(ready) if outlook.sequence.companion is not None]
-    scale = torch.tensor([ready[row].sequence.params.cfg_scale for row in rows], device=logits.device)
-    at = torch.tensor([stops[row] - 1 for row in rows], device=logits.device)  # they have no guesses
+def _mixed(logits: Tensor, ready: list[Sequence], starts: Tokens[int]) -> Tensor:
+    """logits [n + companions, V], companions last and in the same order -> [n, V], with theirs taken into account.
+
+    `starts`: the first row of each sequence; those with a companion have one.
+    """
+    rows = [row for row, sequence in enumerate(ready) if sequence.companion is not None]
+    if not rows:
+        return logits
+    own, beside = logits[: -len(rows)], logits[-len(rows) :]
+    scale = torch.tensor([ready[row].params.cfg_scale for row in rows], device=logits.device)
+    at = torch.tensor([starts[row] for row in rows], device=logits.device)
     return own.index_copy(0, at, guided(own[at], beside, scale))

@@ -7,6 +7,7 @@ can be found again as long as nobody takes its pages. A sequence and its compani
 
 from bisect import insort
 from collections.abc import Iterator
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -14,6 +15,7 @@ from polybit.cache import PAGE_TOKENS, Copy, Holding, PageBook
 from polybit.cache.holding import WORTH_COPYING
 from polybit.cache.pages import Contents, Key
 
+FEWEST_BESIDE = 512  # tokens of prompts beside others: fewer would leave any device idle
 LOOK_AHEAD = 8  # first of the queue that may start; those behind them wait unseen
 
 S = TypeVar("S", bound=Holding)
@@ -24,7 +26,7 @@ S_co = TypeVar("S_co", bound=Holding, covariant=True)  # of what is only read
 class Limits:
     sequences: int  # that run at once
     prompt_tokens: int  # of a step where nobody waits for a next token
-    tokens_beside: int = 512  # of prompts, in a step where someone does
+    tokens_beside: int = FEWEST_BESIDE  # of prompts, in a step where someone does
     guesses: int = 0  # that a sequence may try out in a step, behind its last token
     rows: int = 64  # next tokens and guesses of a step, which the guesses share what the sequences leave of
 
@@ -36,7 +38,7 @@ class Part(Generic[S_co]):
     sequence: S_co
     count: int
     room: int = 0  # guesses after it that pages are held for
-    guesses: list[int] = field(default_factory=list)  # at most `room`; not tokens of the sequence yet
+    guesses: Tokens[int] = ()  # at most `room`; not tokens of the sequence yet
 
     @property
     def stop(self) -> int:
@@ -128,10 +130,6 @@ class Scheduler(Generic[S]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    @property
-    def num_running(self) -> int:
-        return len(self._running)
-
     def __iter__(self) -> Iterator[S]:
         """By arrival."""
         return iter(list(self._entries))
@@ -173,6 +171,16 @@ class Scheduler(Generic[S]):
 
     def plan(self) -> Plan[S]:
         """Empty only where nobody is there, or where the pool's pages are held by others than these sequences."""
+        running = [entry.sequence for entry in self._running]
+        if not self._may_admit and all(sequence.takes_one for sequence in running):  # nearly always
+            plan = Plan((), tuple(Part(sequence, 1) for sequence in running))
+        else:
+            plan = self._sketched()
+        if self.limits.guesses:
+            self._give_rooms(plan)
+        return plan
+
+    def _sketched(self) -> Plan[S]:
         sketch = self._begin()
         turn = 0
         while turn < len(self._running):  # which may lose its last ones meanwhile
@@ -189,10 +197,6 @@ class Scheduler(Generic[S]):
         beside = tuple(
             Part(companion, sketch.counts[companion]) for companion in companions if companion in sketch.counts
         )
-        share = min(self.limits.guesses, max(0, self.limits.rows // max(1, len(sketch.counts)) - 1))
-        if share:
-            for part in parts:
-                self._give_room(part, share)
         return Plan(tuple(sketch.copies.values()), parts, tuple(sketch.started), beside)
 
     def _begin(self) -> Sketch[S]:
@@ -235,6 +239,12 @@ class Scheduler(Generic[S]):
         sketch.counts[sequence] = count
         return True
 
+    def _give_rooms(self, plan: Plan[S]) -> None:
+        share = min(self.limits.guesses, self.limits.rows // max(1, len(plan.parts) + len(plan.beside)) - 1)
+        if share > 0:
+            for part in plan.parts:
+                self._give_room(part, share)
+
     def _give_room(self, part: Part[S], share: int) -> None:
         """For up to `share` guesses, where nobody has to leave for them."""
         sequence, length = part.sequence, len(part.sequence.tokens)
@@ -262,9 +272,14 @@ class Scheduler(Generic[S]):
 
     # ---- the queue
 
+    @property
+    def _may_admit(self) -> bool:
+        """Whether someone waits, and no limit is in the way."""
+        return bool(self._waiting) and len(self._running) < self.limits.sequences
+
     def _next_to_start(self) -> Entry[S] | None:
         """The first that fits, where those before it let it pass."""
-        if not self._waiting or len(self._running) == self.limits.sequences:
+        if not self._may_admit:
             return None
         promised = sum(entry.sequence.num_lacking for entry in self._running)
         for i, entry in enumerate(self._waiting[:LOOK_AHEAD]):

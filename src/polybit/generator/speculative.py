@@ -28,11 +28,10 @@ class Outlook:
     `states[i]` is what the token after the first i guesses is sampled with.
     """
 
-    __slots__ = ("_part", "guesses", "sequence", "states", "tried")  # made for every sequence in every step
-
     def __init__(self, part: Part[Sequence]) -> None:
         self.sequence = part.sequence
-        self.guesses = part.guesses
+        self.guesses: list[int] = []
+        part.guesses = self.guesses
         self.states: list[SamplingState] = [part.sequence.sampling]
         self.tried: list[Guess] = []  # those guesses, and one more where nothing can follow it
         self._part = part

@@ -63,10 +63,6 @@ class Footprint:
         ends = self.table + self.positions + self.norm + (0 if self.head_is_table else self.head)
         return ends + sum(block.weights for block in self.blocks)
 
-    @property
-    def cache_per_token(self) -> int:
-        return sum(block.cache for block in self.blocks)
-
     def scratch(self, cache_tokens: int) -> int:
         """The most that a forward pass holds beside weights and cache."""
         chunk = min(CHUNK_TOKENS, self.max_seq_len)

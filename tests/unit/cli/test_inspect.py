@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 from polybit.cli.inspect import BAR_WIDTH, bar
+from random_model import write_random_model
 from unit.cli.program import Polybit
+from unit.text.folders import byte_level
 
 
 def test_json_of_an_unquantized_model(polybit_cli: Polybit, model_folder: Path) -> None:
@@ -54,6 +56,28 @@ def test_a_plan_for_cards_that_are_not_here(polybit_cli: Polybit, model_folder: 
     table = polybit_cli("inspect", model_folder, "--plan", "--gpu-split", "24").out
     for words in ("cuda:0", "0-1", "work space", "23.50 GiB", "512 tokens; 512 would fit"):
         assert words in table
+
+
+def test_a_draft_is_planned_first_and_the_model_into_what_it_leaves(polybit_cli: Polybit, model_folder: Path) -> None:
+    asked = ("inspect", model_folder, "--plan", "--gpu-split", "24", "-c", "512", "--draft", model_folder)
+    plan = json.loads(polybit_cli(*asked, "--json").out)
+    (device,), draft = plan["devices"], plan["draft"]
+    alone = json.loads(polybit_cli(*asked[:-2], "--json").out)
+    assert draft["devices"] == alone["devices"]
+    assert draft["cache_tokens"] == plan["cache_tokens"] == 512
+    assert device["free_bytes"] == 23.5 * 2**30 - draft["devices"][0]["total_bytes"]
+    assert alone["draft"] is None
+    shown = " ".join(polybit_cli(*asked).out.split())
+    assert "cache 512 tokens draft" in shown
+    assert "would fit" not in shown
+    assert "draft" in json.loads(polybit_cli("inspect", model_folder, "--json", "--draft", model_folder).out)["memory"]
+
+
+def test_a_draft_with_another_vocabulary_is_refused(polybit_cli: Polybit, model_folder: Path, tmp_path: Path) -> None:
+    other = byte_level(write_random_model(tmp_path, {"vocab_size": 288}), specials=("<s>", "<other>", "<pad>"))
+    found = polybit_cli("inspect", model_folder, "--plan", "--draft", other)
+    assert found.code == 2
+    assert "cannot be the draft of" in found.err
 
 
 def test_a_card_that_is_too_small_is_an_error_for_a_plan_and_a_remark_otherwise(

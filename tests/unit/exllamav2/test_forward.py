@@ -9,7 +9,7 @@ import exllamav2
 from closeness import assert_close
 from exllamav2 import ExLlamaV2, ExLlamaV2Cache, ExLlamaV2Config, ExLlamaV2Tokenizer
 from exllamav2.generator import ExLlamaV2DynamicGenerator, ExLlamaV2Sampler
-from polybit.errors import RequestError
+from polybit.errors import OutOfMemory, RequestError
 from random_model import write_random_model
 from unit.text.folders import byte_level
 
@@ -77,8 +77,37 @@ class TestForward:
 
     def test_an_event_cuts_it_off(self, model, cache):
         event = threading.Event()
+        assert model.forward(IDS, abort_event=event) is not None
         event.set()
+        assert model.forward(IDS, abort_event=event) is None
         assert model.forward(IDS, cache, abort_event=event) is None
+        assert cache.current_seq_len == 0
+
+    def test_what_is_only_to_be_stored_gets_no_logits(self, model, cache, monkeypatch):
+        rows, head = [], type(model.inner).logits
+        monkeypatch.setattr(type(model.inner), "logits", lambda self, x: (rows.append(len(x)), head(self, x))[1])
+        assert model.forward(IDS, preprocess_only=True) is None
+        assert model.forward(IDS, cache, preprocess_only=True) is None
+        model.forward(IDS, cache, last_id_only=True)
+        assert rows == [0, 0, 2]
+
+    def test_the_batch_is_the_caches(self, model, cache):
+        with pytest.raises(RequestError, match=r"has 3 rows, but the cache is made for 2; make it with batch_size=3"):
+            model.forward(IDS[:1].repeat(3, 1), cache)
+        model.forward(IDS, cache)
+        with pytest.raises(RequestError, match=r"has 1 rows, but the cache holds tokens of 2; .* cache\.reset\(\)"):
+            model.forward(IDS[:1], cache)
+        assert cache.current_seq_len == 40
+        cache.reset()
+        assert model.forward(IDS[:1], cache).shape == (1, 40, 272)
+
+    def test_a_cache_that_is_full_stays_as_it_was(self, model, cache):
+        expected = model.forward(IDS, cache)
+        with pytest.raises(OutOfMemory, match=r"the K/V pool has"):
+            model.forward(torch.zeros(2, 900, dtype=torch.int64), cache)
+        assert cache.current_seq_len == 40
+        cache.current_seq_len = 20
+        assert_close(model.forward(IDS[:, 20:], cache), expected[:, 20:], "logits")
 
     @pytest.mark.parametrize("argument", [{"loras": [1]}, {"return_last_state": True}, {"input_mask": IDS}])
     def test_what_it_cannot_do_is_named(self, model, argument):

@@ -3,6 +3,8 @@
 import math
 from pathlib import Path
 
+from torch import Tensor
+
 from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.generator import SamplingParams
 from polybit.generator.graphs import Capture, DecodeGraphs
@@ -20,14 +22,13 @@ LENGTHS = [PAGE_TOKENS - 4, 3, 1, 2 * PAGE_TOKENS - 20, 40, 100, PAGE_TOKENS, 9]
 class Bench:
     """A runner over a pool in which what nobody wrote is NaN."""
 
-    def __init__(self, model: Model, folder: Path, capture: Capture | None, pages: int = 16) -> None:
+    def __init__(self, model: Model, folder: Path, capture: Capture | None, pages: int = 16, guesses: int = 0) -> None:
         self.pool = KVPool(model.spec, pages * PAGE_TOKENS, model.dtype, model.device, model.backend)
         for layer in range(len(model.spec.blocks)):
             for part in self.pool.pages(layer):
                 part.fill_(math.nan)
-        self.runner = Runner(
-            model, self.pool, VOCABULARY, None if capture is None else DecodeGraphs(model, self.pool, capture)
-        )
+        graphs = None if capture is None else DecodeGraphs(model, self.pool, capture, guesses)
+        self.runner = Runner(model, self.pool, VOCABULARY, graphs)
         self._tokenizer = Tokenizer.open(folder)
 
     def begin(self, length: int, first: int = 0) -> Sequence:
@@ -47,6 +48,16 @@ class Bench:
             part.sequence.extend(self.pool.book, part.stop)
         for sequence, drawn in self.runner.run(Plan((), parts)):
             sequence.accept_all(drawn)
+
+    def try_out(self, guesses: dict[Sequence, list[int]]) -> Tensor:
+        """[T, V]: the logits after the last token of each sequence and after each of its guesses, which do not stay."""
+        parts = tuple(Part(sequence, 1, len(guessed), guessed) for sequence, guessed in guesses.items())
+        for part in parts:
+            part.sequence.extend(self.pool.book, part.stop + part.room)
+        logits = self.runner.forward(parts).clone()
+        for part in parts:
+            part.sequence.num_stored -= 1
+        return logits
 
     def tokens(self, lengths: list[int], steps: int) -> list[tuple[int, ...]]:
         """What sequences of these prompts say, together."""

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from closeness import assert_close
 from polybit.generator.graphs import READ_BY_HOST, SIZES, decode_graphs, obstacle
 from polybit.generator.runner import Part
 from polybit.generator.sequence import Sequence
@@ -71,6 +72,34 @@ def test_a_step_with_part_of_a_prompt_is_eager(model: Model, folder: Path) -> No
         bench.run(Part(running, 1), Part(newcomer, count))
     assert newcomer.num_generated == 1
     assert captures.sizes == [2]  # the second: one token each, and both go on from it
+
+
+@pytest.mark.parametrize("numbers", [[3], [1, 0, 3], [3, 3, 3, 3], [0, 2, 0, 1, 3]])
+def test_guesses_are_tried_out_in_a_captured_step(model: Model, folder: Path, numbers: list[int]) -> None:
+    """In pages in which what nobody wrote is NaN; the last of them are near a page's end."""
+    captures, found, said = Captures(), [], []
+    for capture in (None, captures):
+        bench = Bench(model, folder, capture, guesses=3)
+        sequences = [bench.begin(length, first=i) for i, length in enumerate(LENGTHS[: len(numbers)])]
+        guesses = {sequence: [5, 9, 200][:number] for sequence, number in zip(sequences, numbers, strict=True)}
+        found += [bench.try_out(guesses) for _ in range(2)]
+        bench.decode(sequences, 2)
+        said.append([sequence.tokens for sequence in sequences])
+    for captured in found[2:]:
+        assert_close(captured, found[0], "logits")
+    assert said[1] == said[0]
+    size = next(size for size in SIZES if size >= len(numbers))
+    assert captures.sizes[-2:] == [4 * size, size]  # a prompt of one token came before
+
+
+def test_more_guesses_than_a_graph_has_room_for_are_eager(model: Model, folder: Path) -> None:
+    captures = Captures()
+    bench = Bench(model, folder, captures, guesses=2)
+    sequence = bench.begin(5)
+    bench.try_out({sequence: [1, 2, 3]})
+    assert captures.sizes == []
+    bench.try_out({sequence: [1, 2]})
+    assert captures.sizes == [3]
 
 
 def test_larger_batches_than_the_largest_are_eager(model: Model, folder: Path) -> None:

@@ -70,6 +70,10 @@ class Pool:
             hashes.append(hash((hashes[-1] if hashes else 0, token)))
         return hashes
 
+    @property
+    def num_running(self):
+        return sum(bool(sequence.pages) for sequence in self.scheduler)
+
     def advance(self, token=lambda sequence: len(sequence.tokens) % 7):
         """A step, and a next token for each sequence that is ready; None takes all that came back, or up to 300."""
         plan = self.step()
@@ -126,6 +130,14 @@ class TestPrompts:
         plans = [pool.advance() for _ in range(9)]
         assert [counts(plan) for plan in plans] == [[1, 256]] * 7 + [[1, 208]] + [[1, 1]]
         assert all(plan.parts[0].sequence is running for plan in plans)
+
+    def test_that_come_together_are_read_in_few_steps(self):
+        pool = Pool(64, Limits(64, 2048, tokens_beside=2048 - 64))
+        for i in range(64):
+            pool.add(text(128, i))
+        sums = [sum(count for count in counts(pool.advance()) if count > 1) for _ in range(5)]
+        assert sums == [2048, 1984, 1984, 1984, 192]
+        assert counts(pool.advance()) == [1] * 64
 
     def test_only_so_many_run_at_once(self):
         pool = Pool(40, Limits(3, 2048))
@@ -185,7 +197,7 @@ class TestSharing:
         pool = Pool(100)
         for i in range(8):
             pool.add(text(1000) + text(5, i + 1))
-        while pool.scheduler.num_running < 8 or any(s.num_pending > 1 for s in pool.scheduler):
+        while pool.num_running < 8 or any(s.num_pending > 1 for s in pool.scheduler):
             pool.advance()
         assert pool.num_computed - self.num_generated(pool) == 1000 + 8 * 5
         assert pool.book.num_held == 3 + 8
@@ -345,7 +357,7 @@ class TestGuesses:
         pool = self.decoding(2, pages=2, length=PAGE_TOKENS - 2)
         plan = pool.advance(lambda sequence: 0)
         assert [part.room for part in plan.parts] == [1, 1]
-        assert pool.scheduler.num_running == 2
+        assert pool.num_running == 2
 
 
 def serve_all(pool, requests, rng, cancel_rate, take_back_rate=0.0):

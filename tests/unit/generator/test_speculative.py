@@ -210,26 +210,25 @@ class TestEachSaysWhatItWouldSayWithout:
         assert sum(one.accepted_draft_tokens for one in guessed) > 0
 
     def test_beside_captured_steps(self, models, make, alone, monkeypatch):
-        """Which take the passes of one token a sequence, the drafter's own among them, and no others."""
+        """Which take the passes of next tokens and guesses, the drafter's own among them, and no others."""
         model, captured = models[0].model, []
 
-        def graphs_of(model, pool):
+        def graphs_of(model, pool, wanted=True, guesses=0):
             def capture(work):
-                captured.append(pool)
+                captured.append((pool, len(work())))
                 return work
 
-            return DecodeGraphs(model, pool, capture)
+            return DecodeGraphs(model, pool, capture, guesses)
 
-        monkeypatch.setattr(
-            "polybit.generator.engine.decode_graphs", lambda model, pool, wanted: graphs_of(model, pool)
-        )
+        monkeypatch.setattr("polybit.generator.engine.decode_graphs", graphs_of)
         pool = pool_of(model, 16)
         engine = make(ModelDrafter(Forward(model, pool, graphs_of(model, pool)), 3, VOCABULARY))
         found = engine.generate(SHORT, [HOT] * len(SHORT), max_tokens=14)
         assert [one.tokens for one in found] == [alone(prompt, HOT).tokens[:14] for prompt in SHORT]
-        assert pool in captured
+        assert (pool, 4) in captured
+        assert (engine.pool, 4 * 4) in captured  # four sequences of a token and up to three guesses
         assert engine.generate("one", HOT, max_tokens=2).rejected_draft_tokens == 0
-        assert engine.pool in captured
+        assert (engine.pool, 1) in captured
 
 
 class TestGuessesThatAreRight:

@@ -48,7 +48,7 @@ class TestSizes:
         source = open_model(write_random_model(tmp_path), LoadOptions(device="cpu"))
         sizes = footprint_of(source, torch.float16, unpacked=False, backend=reference)
         assert sizes.weights == sum(source.checkpoint.num_bytes(name) for name in source.checkpoint.names())
-        assert sizes.cache_per_token == 2 * 2 * 2 * 16 * 2  # layers, K and V, heads, head dim, bytes
+        assert [block.cache for block in sizes.blocks] == [2 * 2 * 16 * 2] * 2  # K and V, heads, head dim, bytes
 
     def test_a_tied_head_takes_nothing_beside_its_table(self, tmp_path: Path) -> None:
         source = open_model(write_random_model(tmp_path, {"tie_word_embeddings": True}), LoadOptions(device="cpu"))
@@ -68,7 +68,7 @@ class TestSizes:
             footprint_of(open_model(folder, LoadOptions(graphs=graphs)), torch.float16, False, reference)
             for graphs in (True, False)
         )
-        assert with_graphs.graphs >= 256 * with_graphs.cache_per_token + 16 * 1000 * 4
+        assert with_graphs.graphs >= 256 * sum(block.cache for block in with_graphs.blocks) + 16 * 1000 * 4
         assert replace(with_graphs, graphs=0) == without
 
 

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -74,7 +74,7 @@ class Batch:
         """A warp more brings the chunks of warpgroups."""
         return 32 * (self.warps + self.warpgroups)
 
-    @property
+    @cached_property
     def build(self) -> Build:
         macros = {"NT": self.row_tiles, "WARPS": self.warps, "STAGES": self.stages, "CHUNK": self.chunk}
         if self.warpgroups:

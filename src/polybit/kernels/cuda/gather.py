@@ -1,6 +1,7 @@
 """Activations of many rows in the order of a matrix's rows, and what comes before a product: launches of gather.cu."""
 
 from enum import IntEnum
+from functools import cache
 
 import numpy as np
 import torch
@@ -57,6 +58,7 @@ def can_gather(width: int, device: torch.device) -> bool:
     return 2 * width + STATIC_BYTES <= shared_memory(device.index)
 
 
+@cache
 def build(dtype: torch.dtype, weight: torch.dtype, out: torch.dtype, tokens: int, form: Form = Form.DENSE) -> Build:
     kinds = {"IN": KINDS[dtype], "WEIGHT": KINDS[weight], "OUT": KINDS[out]}
     return Build.of("gather.cu", kinds | {"TOKENS": tokens, "FORM": int(form)})

@@ -43,11 +43,14 @@ class Kernel:
 
 
 def _argument(value: Argument) -> Any:
-    if value is None:
-        return 0
     if isinstance(value, Tensor):
         return value.data_ptr()
-    return value if isinstance(value, np.generic) else np.uint32(value)
+    if value is None:
+        return 0
+    return value if isinstance(value, np.generic) else _unsigned(value)
+
+
+_unsigned = cache(np.uint32)  # to make one takes longer than to find it
 
 
 @cache

@@ -2,7 +2,8 @@
 at a time dequantized and multiplied by torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from polybit.kernels.cuda.stream import TILE_COLUMNS
 from polybit.kernels.cuda.streamed import HALF, Streamed
 from polybit.kernels.reference.matrices import MAX_WORK_WEIGHTS
 from polybit.kernels.triton import gated_activate, rms_norm
+from polybit.kernels.triton.reduction import num_processors
 from polybit.spec import Activation
 
 # Others take seven bytes a weight on their way to a dense matrix, which is what memory plans keep free; these take two.
@@ -59,20 +61,20 @@ def _can_gather(x: Tensor) -> bool:
 def _multiply(num_tokens: int, dtype: torch.dtype, matrix: Streamed, gather: Gather) -> Tensor:
     device = matrix.stream.device
     out = torch.empty(num_tokens, matrix.out_features, dtype=dtype, device=device)
-    num_processors = torch.cuda.get_device_properties(device).multi_processor_count
-    most = min(matrix.out_features, piece_columns(matrix.in_features, num_tokens, num_processors))
+    most = min(matrix.out_features, piece_columns(matrix.in_features, num_tokens, num_processors(device)))
     dense = torch.empty(most, matrix.in_features, dtype=matrix.dtype, device=device)
     column = 0
     for first, stop in matrix.input.spans:
         x = gather(matrix.order_of(first))
-        for piece in pieces([shape.out_features for shape in matrix.shapes[first:stop]], most):
+        for piece in pieces(tuple(shape.out_features for shape in matrix.shapes[first:stop]), most):
             weights = _dequantize(matrix, first, piece, dense)
-            torch.mm(x, weights.to(dtype).T, out=out[:, column : column + len(weights)])
-            column += len(weights)
+            next_column = column + weights.shape[0]
+            torch.mm(x, weights.to(dtype).T, out=out[:, column:next_column])
+            column = next_column
     return out
 
 
-def _dequantize(matrix: Streamed, first: int, piece: list[Columns], dense: Tensor) -> Tensor:
+def _dequantize(matrix: Streamed, first: int, piece: tuple[Columns, ...], dense: Tensor) -> Tensor:
     """The columns of a piece as the first rows of `dense`; its matrices are counted from `first`."""
     row = 0
     for index, start, stop in piece:
@@ -81,6 +83,7 @@ def _dequantize(matrix: Streamed, first: int, piece: list[Columns], dense: Tenso
     return dense[:row]
 
 
+@cache
 def piece_columns(in_features: int, num_tokens: int, num_processors: int) -> int:
     """How many columns to dequantize at once: as many as the work space holds that are whole waves of output tiles."""
     tokens, columns = PRODUCT_TILE
@@ -90,7 +93,8 @@ def piece_columns(in_features: int, num_tokens: int, num_processors: int) -> int
     return max(TILE_COLUMNS, most // step * step)
 
 
-def pieces(widths: Sequence[int], most: int) -> list[list[Columns]]:
+@cache
+def pieces(widths: tuple[int, ...], most: int) -> tuple[tuple[Columns, ...], ...]:
     """Columns of neighbouring matrices, at most `most` at a time; each begins at a tile of 64 of its matrix."""
     found, room = [list[Columns]()], most
     for index, width in enumerate(widths):
@@ -104,4 +108,4 @@ def pieces(widths: Sequence[int], most: int) -> list[list[Columns]]:
             if start < width:
                 found.append([])
                 room = most
-    return found
+    return tuple(map(tuple, found))

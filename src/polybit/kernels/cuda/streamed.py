@@ -1,9 +1,12 @@
 """EXL2 matrices as CUDA kernels hold them: one stream of bytes for all matrices whose products share a launch."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +43,23 @@ class SortedInput:
         return self.num_groups * (-(-num_tokens // 2) * 16) + 2 * self.order.shape[0] * num_tokens
 
 
+class _Source(NamedTuple):
+    """What `exl2_dequantize` takes of one matrix, whichever of its columns are wanted."""
+
+    stream: Tensor  # from its first byte on
+    table: Tensor
+    maxima: Tensor  # from its first group on
+    block_programs: int
+    num_blocks: int
+    tile_bytes: np.uint64
+
+    @classmethod
+    def of(cls, shape: Shape, stream: Tensor, maxima: Tensor) -> _Source:
+        layout = shape.layout
+        table, programs = _dense_table(layout, stream.device), -(-layout.num_blocks // 16)
+        return cls(stream, table, maxima, programs, layout.num_blocks, np.uint64(layout.tile_bytes))
+
+
 @dataclass(frozen=True, eq=False)
 class Streamed:
     """Matrices whose products are taken in one launch; their outputs follow one another."""
@@ -69,15 +89,21 @@ class Streamed:
 
     def dequantize(self, index: int, start: int, stop: int, out: Tensor) -> None:
         """Columns [start, stop) of one matrix to out [stop - start, K], rows sorted; start is a multiple of 64."""
-        shape = self.shapes[index]
-        layout, device = shape.layout, self.stream.device
-        first_byte = sum(earlier.num_bytes for earlier in self.shapes[:index])
-        first_group = sum(len(earlier.layout.groups) for earlier in self.shapes[:index])
+        source, device = self._sources[index], self.stream.device
         Kernel.get(DENSE[out.dtype], "exl2_dequantize", device).launch(
-            (-(-layout.num_blocks // 16), num_tiles(stop - start)), 256, self.stream[first_byte:],
-            _dense_table(layout, device), self.maxima[first_group:], out, layout.num_blocks, stop, out.stride(0),
-            start // TILE_COLUMNS, np.uint64(layout.tile_bytes),
+            (source.block_programs, num_tiles(stop - start)), 256, source.stream, source.table, source.maxima, out,
+            source.num_blocks, stop, out.stride(0), start // TILE_COLUMNS, source.tile_bytes,
         )  # fmt: skip
+
+    @cached_property
+    def _sources(self) -> tuple[_Source, ...]:
+        """Of each matrix."""
+        bytes_before = accumulate((shape.num_bytes for shape in self.shapes), initial=0)
+        groups_before = accumulate((len(shape.layout.groups) for shape in self.shapes), initial=0)
+        return tuple(
+            _Source.of(shape, self.stream[first_byte:], self.maxima[first_group:])
+            for shape, first_byte, first_group in zip(self.shapes, bytes_before, groups_before, strict=False)
+        )
 
 
 def outputs(num_rows: int, matrix: Streamed, dtype: torch.dtype) -> Tensor:

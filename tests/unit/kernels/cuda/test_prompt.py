@@ -12,7 +12,7 @@ from polybit.kernels.cuda.prompt import WORK_WEIGHTS, Columns, piece_columns, pi
 
 @given(st.lists(st.integers(1, 40).map(lambda n: 8 * n), min_size=1, max_size=5), st.integers(64, 500))
 def test_pieces_are_all_columns_in_their_order(widths, most) -> None:
-    found = pieces(widths, most)
+    found = pieces(tuple(widths), most)
     assert [(part.matrix, column) for piece in found for part in piece for column in range(part.start, part.stop)] == [
         (matrix, column) for matrix, width in enumerate(widths) for column in range(width)
     ]
@@ -21,7 +21,7 @@ def test_pieces_are_all_columns_in_their_order(widths, most) -> None:
 
 
 def test_narrow_neighbours_share_a_piece() -> None:
-    assert pieces([256, 64, 64], 320) == [[Columns(0, 0, 256), Columns(1, 0, 64)], [Columns(2, 0, 64)]]
+    assert pieces((256, 64, 64), 320) == ((Columns(0, 0, 256), Columns(1, 0, 64)), (Columns(2, 0, 64),))
 
 
 @pytest.mark.parametrize(
