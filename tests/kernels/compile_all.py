@@ -141,7 +141,9 @@ def loops_of_quantization() -> None:
     for rows, bits in ((32, 8), (64, 2), (96, 3), (128, 4)):
         x, columns, square = torch.zeros(rows, 4096), torch.ones(4096), torch.eye(rows)
         rounding.round_rows(x, columns, square, bits)
-        rounding.descend_rows(x, x, columns, square, bits)
+        group = (x, x, x.to(torch.uint8), columns.to(torch.uint8), columns[:1].half())
+        rounding.descend_group(*group, square, bits)
+        rounding.fit_and_round(x, columns[:rows], columns, columns[:24], square, bits, 7)
         rounding.scale_costs(x[None], columns[None, :rows], columns, torch.zeros(1, 24, 16), bits, 7)
         rounding.factor_errors(x, columns, columns[:97], bits)
 
