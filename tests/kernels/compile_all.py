@@ -48,7 +48,8 @@ def compile_for(target: GPUTarget) -> Callable[..., None]:
                 signature[parameter.name], constants[(i,)] = "constexpr", value
                 continue
             signature[parameter.name] = _type(value)
-            if isinstance(value, Tensor) or (specialized and value % 16 == 0):
+            aligned = isinstance(value, Tensor) and not parameter.do_not_specialize_on_alignment
+            if aligned or (specialized and value % 16 == 0):
                 attributes[(i,)] = [["tt.divisibility", 16]]
         compiled = triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=bound)
         shared = compiled.metadata.shared

@@ -21,10 +21,9 @@ FACTORS_AT_ONCE = 8  # that a program tries on the rows it holds
 
 
 @triton.jit
-def _level(ratio, BITS: tl.constexpr):
+def _level(ratio, zero):
     """The nearest of the levels; the top one for 0 / 0 (a scale that underflowed), as the format wants."""
-    zero: tl.constexpr = 1 << (BITS - 1)
-    inside = tl.where(ratio < zero - 1.0, tl.maximum(ratio, -1.0 * zero), zero - 1.0)  # false of NaN
+    inside = tl.where(ratio < zero - 1.0, tl.maximum(ratio, -zero), zero - 1.0)  # false of NaN
     return (inside + ROUNDER) - ROUNDER
 
 
@@ -56,8 +55,8 @@ def _round_tile(
     errors,
     column,
     num_columns,
+    zero,
     NUM_ROWS: tl.constexpr,
-    BITS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -68,11 +67,11 @@ def _round_tile(
         shares = tl.load(upper + row * upper_stride + c, row < NUM_ROWS, other=0.0)
         at = c * num_columns + column
         value = tl.load(w + at, inside, other=0.0) - tl.sum(shares[:, None] * found, 0)
-        level = _level(tl.div_rn(value, step), BITS)
+        level = _level(tl.div_rn(value, step), zero)
         kept = _in_half(level * step)
         error = tl.div_rn(value - kept, tl.load(upper + c * upper_stride + c) + tl.zeros_like(value))
         found = tl.where((row == c)[:, None], error[None, :], found)
-        tl.store(q + at, (level + (1 << (BITS - 1))).to(tl.uint8), inside)
+        tl.store(q + at, (level + zero).to(tl.uint8), inside)
         tl.store(dense + at, kept, inside)
         tl.store(errors + at, error, inside)
 
@@ -87,15 +86,15 @@ def _round_rows(
     dense,
     errors,
     num_columns,
+    zero,
     NUM_ROWS: tl.constexpr,
-    BITS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     step = tl.load(scale + column, column < num_columns, other=1.0)
     _round_tile(
-        w, step, upper, upper_stride, q, dense, errors, column, num_columns, NUM_ROWS, BITS, ROWS, BLOCK_N
+        w, step, upper, upper_stride, q, dense, errors, column, num_columns, zero, NUM_ROWS, ROWS, BLOCK_N
     )  # fmt: skip
 
 
@@ -113,8 +112,8 @@ def _round_fitted(
     dense,
     errors,
     num_columns,
+    zero,
     NUM_ROWS: tl.constexpr,
-    BITS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -127,7 +126,7 @@ def _round_fitted(
         tl.store(scale_max, maximum)
     step = _scale(code.to(tl.int32), _unit(maximum))
     _round_tile(
-        w, step, upper, upper_stride, q, dense, errors, column, num_columns, NUM_ROWS, BITS, ROWS, BLOCK_N
+        w, step, upper, upper_stride, q, dense, errors, column, num_columns, zero, NUM_ROWS, ROWS, BLOCK_N
     )  # fmt: skip
 
 
@@ -140,7 +139,7 @@ def _nearest(wanted, unit):
     return above - is_below.to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["scale_max"])
 def _descend_group(
     residual,
     dense,
@@ -151,13 +150,12 @@ def _descend_group(
     h_stride,
     moved,
     num_columns,
+    zero,
     NUM_ROWS: tl.constexpr,
-    BITS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """A row's part of h (symmetric) times what all rows have moved by now is what its residual has lost."""
-    zero: tl.constexpr = 1 << (BITS - 1)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside, row = column < num_columns, tl.arange(0, ROWS)
     unit = _unit(tl.load(scale_max))
@@ -192,7 +190,7 @@ def _descend_group(
         before = tl.load(dense + at, inside, other=0.0)
         level = tl.load(q + at, inside, other=0).to(tl.float32) - zero
         best = _in_half(level * step) + tl.div_rn(left, tl.load(h + c * h_stride + c) + tl.zeros_like(left))
-        level = _level(tl.div_rn(best, step), BITS)
+        level = _level(tl.div_rn(best, step), zero)
         kept = _in_half(level * step)
         by = tl.where((row == c)[:, None], (kept - before)[None, :], by)
         tl.store(q + at, (level + zero).to(tl.uint8), inside)
@@ -210,8 +208,8 @@ def _scale_costs(
     codes,
     num_columns,
     num_candidates,
+    zero,
     NUM_ROWS: tl.constexpr,
-    BITS: tl.constexpr,
     WINDOW: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -224,7 +222,7 @@ def _scale_costs(
     value = tl.load(x + at, (row < NUM_ROWS)[:, None] & inside[None, :], other=0.0)
     weight = tl.load(row_weights + group * NUM_ROWS + row, row < NUM_ROWS, other=0.0)
     number = group * num_candidates + candidate
-    base = tl.max(tl.abs(value), 0) / ((1 << (BITS - 1)) - 0.5)
+    base = tl.max(tl.abs(value), 0) / (zero - 0.5)
     unit = _unit(tl.load(maxima + number))
     first = tl.minimum(tl.sum((_scale(tl.arange(0, 16), unit)[:, None] < base[None, :]).to(tl.int32), 0), 15)
     best, chosen = tl.full([BLOCK_N], float("inf"), tl.float32), first
@@ -232,7 +230,7 @@ def _scale_costs(
         code = tl.maximum(first - offset, 0)
         scale = _scale(code, unit)
         inverse = tl.where(scale > 0.0, 1.0 / tl.where(scale > 0.0, scale, 1.0), 0.0)
-        error = _level(value * inverse[None, :], BITS) * scale[None, :] - value
+        error = _level(value * inverse[None, :], zero) * scale[None, :] - value
         cost = tl.sum(weight[:, None] * (error * error), 0)
         chosen = tl.where(cost < best, code, chosen)
         best = tl.minimum(cost, best)
@@ -249,8 +247,8 @@ def _factor_errors(
     parts,
     num_columns,
     num_factors,
+    zero,
     NUM_ROWS: tl.constexpr,
-    BITS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     AT_ONCE: tl.constexpr,
@@ -266,7 +264,7 @@ def _factor_errors(
     for i in range(first, tl.minimum(first + AT_ONCE, num_factors)):
         scale = base * tl.load(factors + i)
         ratio = value * (1.0 / scale)[None, :]
-        error = tl.abs(_level(ratio, BITS) - ratio)
+        error = tl.abs(_level(ratio, zero) - ratio)
         sums = tl.sum(error * error * error * tl.sqrt(error), 0).to(tl.float64)
         wide = scale.to(tl.float64)
         total = tl.sum(tl.where(inside, sums * (wide * wide * wide * tl.sqrt(wide)), 0.0), 0)
@@ -285,8 +283,8 @@ def factor_errors(x: Tensor, trial: Tensor, factors: Tensor, bits: int) -> Tenso
         parts,
         num_columns,
         num_factors,
+        _zero(bits),
         NUM_ROWS=num_rows,
-        BITS=bits,
         ROWS=triton.next_power_of_2(num_rows),
         BLOCK_N=FREE_COLUMNS,
         AT_ONCE=FACTORS_AT_ONCE,
@@ -300,15 +298,20 @@ def round_rows(w: Tensor, scale: Tensor, upper: Tensor, bits: int) -> tuple[Tens
     num_columns, q = w.shape[1], torch.empty(w.shape, dtype=torch.uint8, device=w.device)
     dense, errors = torch.empty_like(w), torch.empty_like(w)
     _round_rows[(triton.cdiv(num_columns, ORDERED_COLUMNS),)](
-        w.contiguous(), scale, upper, upper.stride(0), q, dense, errors, num_columns, **_ordered(len(w), bits)
+        w.contiguous(), scale, upper, upper.stride(0), q, dense, errors, num_columns, _zero(bits), **_ordered(len(w))
     )
     return q, dense, errors
 
 
-def _ordered(num_rows: int, bits: int) -> dict[str, int]:
+def _ordered(num_rows: int) -> dict[str, int]:
     """Of a program whose rows follow one another."""
     rows = triton.next_power_of_2(num_rows)
-    return {"NUM_ROWS": num_rows, "BITS": bits, "ROWS": rows, "BLOCK_N": ORDERED_COLUMNS, "num_warps": 1}
+    return {"NUM_ROWS": num_rows, "ROWS": rows, "BLOCK_N": ORDERED_COLUMNS, "num_warps": 1}
+
+
+def _zero(bits: int) -> float:
+    """What is level 0 among integers; no constant of a kernel, which would be compiled for every number of bits."""
+    return float(1 << (bits - 1))
 
 
 def scale_costs(
@@ -336,8 +339,8 @@ def _scale_costs_under(
         codes,
         num_columns,
         num_candidates,
+        _zero(bits),
         NUM_ROWS=num_rows,
-        BITS=bits,
         WINDOW=window,
         ROWS=triton.next_power_of_2(num_rows),
         BLOCK_N=FREE_COLUMNS,
@@ -349,13 +352,13 @@ def _scale_costs_under(
 def fit_and_round(
     w: Tensor, row_weights: Tensor, column_weights: Tensor, shares: Tensor, upper: Tensor, bits: int, window: int
 ) -> Rounded:
-    num_columns, half_step = w.shape[1], (1 << (bits - 1)) - 0.5
+    num_columns, half_step = w.shape[1], _zero(bits) - 0.5
     maxima = (shares * (torch.linalg.vector_norm(w, torch.inf) / half_step)).half()
     costs, tried = _scale_costs_under(maxima[None], w[None], row_weights[None], column_weights, bits, window)
     q = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
     found = Rounded(q, q.new_empty(num_columns), maxima.new_empty(()), torch.empty_like(w), torch.empty_like(w))
     _round_fitted[(triton.cdiv(num_columns, ORDERED_COLUMNS),)](
-        w, costs.argmin(), maxima, tried, upper, upper.stride(0), *found, num_columns, **_ordered(len(w), bits)
+        w, costs.argmin(), maxima, tried, upper, upper.stride(0), *found, num_columns, _zero(bits), **_ordered(len(w))
     )
     return found
 
@@ -374,6 +377,7 @@ def descend_group(
         h.stride(0),
         moved,
         num_columns,
-        **_ordered(len(dense), bits),
+        _zero(bits),
+        **_ordered(len(dense)),
     )
     return moved
