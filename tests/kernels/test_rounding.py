@@ -15,7 +15,7 @@ from polybit.kernels.reference.groups import realised_scales
 from polybit.quantizer.candidates import parameter_set
 from polybit.quantizer.descent import descend
 from polybit.quantizer.gptq import Quantized, quantize, quantize_fitted
-from polybit.quantizer.hessian import factorize
+from polybit.quantizer.hessian import factorize, weigh_rows
 from polybit.quantizer.pricing import block_costs
 from polybit.quantizer.scales import WINDOWS, factors, fit_scales
 
@@ -192,7 +192,7 @@ def test_blocks_cost_what_they_cost_in_torch(device: torch.device) -> None:
     weight, h = problem(96, 8)  # groups of 64 do not divide it
     columns = normal(8, seed=6).abs() + 0.1
     found, expected = (
-        block_costs(weight.to(on), factorize(h.to(on), 0.03, "test"), columns.to(on), rounding)
+        block_costs(weight.to(on), weigh_rows(h.to(on), 0.03, "test"), columns.to(on), rounding)
         for on, rounding in ((device, triton), (torch.device("cpu"), reference))
     )
     assert torch.from_numpy(found).allclose(torch.from_numpy(expected), rtol=1e-3)

@@ -1,5 +1,6 @@
 """Second moments of a matrix's inputs, and the factorization that error feedback reads them through (format 9.2)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -66,16 +67,44 @@ class Factor:
         return self.upper.diagonal().square().reciprocal()
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What of a factor says how much each row matters."""
+
+    perm: Tensor  # [K] int64
+    weights: Tensor  # [K]
+
+
 def factorize(h: Tensor, damping: float, where: str) -> Factor:
     """h [K, K] -> its order and factor, once `damping` times its mean diagonal is added to it.
 
     `where` names the matrix in the error where no damping makes h invertible.
     """
-    perm = h.diagonal().argsort(descending=True, stable=True)
-    for attempt in range(MAX_ATTEMPTS):
-        upper = _inverse_factor(h, perm, damping, attempt + 1)
-        if upper is not None:
-            return Factor(perm, upper)
+    perm = _order(h)
+    return Factor(perm, _retried(_inverse_factor, h, perm, damping, where))
+
+
+def weigh_rows(h: Tensor, damping: float, where: str) -> Rows:
+    """The order and the row weights of the factor that `factorize` would find; a GPU need not invert for these."""
+    if h.device.type != "cuda":
+        factor = factorize(h, damping, where)
+        return Rows(factor.perm, factor.row_weights)
+    perm = _order(h)
+    return Rows(perm, _retried(_pivots, h, perm, damping, where))
+
+
+def _order(h: Tensor) -> Tensor:
+    return h.diagonal().argsort(descending=True, stable=True)
+
+
+def _retried(
+    find: Callable[[Tensor, Tensor, float, int], Tensor | None], h: Tensor, perm: Tensor, damping: float, where: str
+) -> Tensor:
+    """What is found with the least damping that makes h positive definite."""
+    for times in range(1, MAX_ATTEMPTS + 1):
+        found = find(h, perm, damping, times)
+        if found is not None:
+            return found
     raise CalibrationError(
         f"{where}: the Hessian of its inputs is not positive definite after adding {damping:g} of its mean diagonal "
         f"{MAX_ATTEMPTS} times; the activations are damaged or the calibration text is degenerate, use more or other "
@@ -89,10 +118,12 @@ def _inverse_factor(h: Tensor, perm: Tensor, damping: float, times: int) -> Tens
     No more than two matrices beside h live at a time.
     """
     upper = (_by_flipping if h.device.type == "cuda" else _by_inverting)(h, perm, damping, times)
-    if upper is None:
-        return None
-    lowest, highest = upper.aminmax()  # NaN where any element is
-    return upper if lowest.isfinite() and highest.isfinite() else None
+    return upper if upper is not None and _is_finite(upper) else None
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    lowest, highest = tensor.aminmax()  # NaN where any element is
+    return bool(lowest.isfinite() and highest.isfinite())
 
 
 def _by_inverting(h: Tensor, perm: Tensor, damping: float, times: int) -> Tensor | None:
@@ -107,14 +138,29 @@ def _by_inverting(h: Tensor, perm: Tensor, damping: float, times: int) -> Tensor
 
 
 def _by_flipping(h: Tensor, perm: Tensor, damping: float, times: int) -> Tensor | None:
-    """With rows and columns in reverse order, h = L L^T; U is L^-1 put back in order: half of that, mostly products."""
-    lower, failed = torch.linalg.cholesky_ex(_damped(h, perm.flip(0), damping, times))
-    if failed:
+    """U is L^-1 put back in order: half of that, mostly products."""
+    lower = _flipped_cholesky(h, perm, damping, times)
+    if lower is None:
         return None
-    inverse: Tensor = lower.contiguous()
+    inverse = lower.contiguous()
     del lower
     _invert_lower(inverse)
     return inverse.flip(0, 1)
+
+
+def _pivots(h: Tensor, perm: Tensor, damping: float, times: int) -> Tensor | None:
+    """[K]: 1 / U_ii^2, or None as _inverse_factor. The diagonal of L^-1 is one over that of L."""
+    lower = _flipped_cholesky(h, perm, damping, times)
+    if lower is None:
+        return None
+    pivots = lower.diagonal().flip(0).square()
+    return pivots if _is_finite(pivots) else None
+
+
+def _flipped_cholesky(h: Tensor, perm: Tensor, damping: float, times: int) -> Tensor | None:
+    """L with L L^T = h sorted and damped, its rows and columns in reverse order."""
+    lower, failed = torch.linalg.cholesky_ex(_damped(h, perm.flip(0), damping, times))
+    return None if failed else lower
 
 
 def _invert_lower(lower: Tensor) -> None:

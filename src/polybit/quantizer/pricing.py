@@ -14,7 +14,7 @@ from torch import Tensor
 from polybit.format.exl2 import Group, Layout, storage_bits
 from polybit.kernels.rounding import Rounding
 from polybit.quantizer.candidates import ParameterSet
-from polybit.quantizer.hessian import Factor
+from polybit.quantizer.hessian import Rows
 from polybit.quantizer.measure import MIN_ACCURACY, MeasuredOption
 from polybit.quantizer.scales import fit_scales
 from polybit.quantizer.slots import Slot
@@ -30,15 +30,15 @@ PRICES_AN_OCTAVE = 2  # a bit more of every weight divides its cost by four, two
 Table = NDArray[np.float64]  # [widths, blocks]
 
 
-def block_costs(weight: Tensor, factor: Factor, columns: Tensor, rounding: Rounding) -> Table:
+def block_costs(weight: Tensor, order: Rows, columns: Tensor, rounding: Rounding) -> Table:
     """The nats that each block of weight [K, N] costs at each width; columns [N] as in Sensitivity."""
-    w, row_weights = weight[factor.perm], factor.row_weights
+    w = weight[order.perm]
     table = np.empty((len(WIDTHS), -(-len(w) // BLOCK)))
     for costs, bits in zip(table, WIDTHS, strict=True):
         whole = len(w) // GROUP_SIZES[bits] * GROUP_SIZES[bits]
         for rows, size in ((slice(0, whole), GROUP_SIZES[bits]), (slice(whole, len(w)), len(w) - whole)):
             if rows.start < rows.stop:
-                groups, weights = w[rows].unflatten(0, (-1, size)), row_weights[rows].unflatten(0, (-1, size))
+                groups, weights = w[rows].unflatten(0, (-1, size)), order.weights[rows].unflatten(0, (-1, size))
                 found = fit_scales(groups, weights, columns, bits, rounding, NUM_MAXIMA).cost.cpu().numpy() / 2
                 num_blocks = size // BLOCK
                 costs[rows.start // BLOCK : rows.stop // BLOCK] = (found / num_blocks).repeat(num_blocks)

@@ -3,7 +3,7 @@ import torch
 
 from polybit.errors import CalibrationError
 from polybit.quantizer import hessian
-from polybit.quantizer.hessian import Hessian, factorize, shrink
+from polybit.quantizer.hessian import Hessian, factorize, shrink, weigh_rows
 
 
 def test_mean_is_over_rows_not_tokens() -> None:
@@ -72,7 +72,10 @@ def test_both_ways_to_a_factor_are_as_accurate(damping: float, monkeypatch: pyte
         assert found is not None
         assert torch.equal(found, found.triu())
         assert float((found.double() - expected).norm() / expected.norm()) < 1e-5
-    for way in (hessian._by_inverting, hessian._by_flipping):
+    pivots = hessian._pivots(h, perm, damping, 1)
+    assert pivots is not None
+    torch.testing.assert_close(pivots.double(), expected.diagonal() ** -2, rtol=1e-3, atol=0)
+    for way in (hessian._by_inverting, hessian._by_flipping, hessian._pivots):
         assert way(-h, perm, damping, 1) is None
 
 
@@ -85,3 +88,6 @@ def test_a_large_factor_on_the_gpu() -> None:
     damped = hessian._damped(h, factor.perm, 0.03, 1).double()
     expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     assert float((factor.upper.double() - expected).norm() / expected.norm()) < 1e-4
+    rows = weigh_rows(h, 0.03, "x")
+    assert torch.equal(rows.perm, factor.perm)
+    torch.testing.assert_close(rows.weights, factor.row_weights, rtol=1e-3, atol=0)
