@@ -1,6 +1,7 @@
 """The loops of quantization on a GPU: a program takes a tile of columns, and rows one after another where they must be.
 
-Same results as `kernels/reference/rounding.py`, but for the order of sums. Nothing is read on the host.
+Same results as `kernels/reference/rounding.py`, but for the order of sums. Nothing is read on the host. A row's loads
+come before its arithmetic: they are done in the order written, and so it waits for memory once.
 """
 
 import torch
@@ -64,12 +65,13 @@ def _round_tile(
     inside, row = column < num_columns, tl.arange(0, ROWS)
     found = tl.zeros([ROWS, BLOCK_N], tl.float32)  # errors so far
     for c in range(NUM_ROWS):
-        shares = tl.load(upper + row * upper_stride + c, row < NUM_ROWS, other=0.0)
         at = c * num_columns + column
-        value = tl.load(w + at, inside, other=0.0) - tl.sum(shares[:, None] * found, 0)
+        shares = tl.load(upper + row * upper_stride + c, row < NUM_ROWS, other=0.0)
+        pivot, value = tl.load(upper + c * upper_stride + c), tl.load(w + at, inside, other=0.0)
+        value -= tl.sum(shares[:, None] * found, 0)
         level = _level(tl.div_rn(value, step), zero)
         kept = _in_half(level * step)
-        error = tl.div_rn(value - kept, tl.load(upper + c * upper_stride + c) + tl.zeros_like(value))
+        error = tl.div_rn(value - kept, pivot + tl.zeros_like(value))
         found = tl.where((row == c)[:, None], error[None, :], found)
         tl.store(q + at, (level + zero).to(tl.uint8), inside)
         tl.store(dense + at, kept, inside)
@@ -184,12 +186,13 @@ def _descend_group(
         rescaled = _in_half(level * step) - tl.load(dense + at, inside, other=0.0)
         by = tl.where((row == c)[:, None], rescaled[None, :], by)
     for c in range(NUM_ROWS):
-        shares = tl.load(h + c * h_stride + row, row < NUM_ROWS, other=0.0)
         at = c * num_columns + column
-        left = tl.load(residual + at, inside, other=0.0) - tl.sum(shares[:, None] * by, 0)
+        shares = tl.load(h + c * h_stride + row, row < NUM_ROWS, other=0.0)
+        pivot, left = tl.load(h + c * h_stride + c), tl.load(residual + at, inside, other=0.0)
         before = tl.load(dense + at, inside, other=0.0)
         level = tl.load(q + at, inside, other=0).to(tl.float32) - zero
-        best = _in_half(level * step) + tl.div_rn(left, tl.load(h + c * h_stride + c) + tl.zeros_like(left))
+        left -= tl.sum(shares[:, None] * by, 0)
+        best = _in_half(level * step) + tl.div_rn(left, pivot + tl.zeros_like(left))
         level = _level(tl.div_rn(best, step), zero)
         kept = _in_half(level * step)
         by = tl.where((row == c)[:, None], (kept - before)[None, :], by)
