@@ -263,6 +263,7 @@ FOLLOWED: tuple[tuple[Any, str, str], ...] = (
     (Part, "hear", "Hessians of the quantized path"),
     (passes, "backward", "gradients and their Hessians"),
     (passes, "factorize", "factorizations"),
+    (passes, "weigh_rows", "factorizations"),
     (passes, "block_costs", "options priced"),
     (passes, "quantize_fitted", "scales fitted and rows rounded"),
     (passes, "descend", "coordinate descent"),

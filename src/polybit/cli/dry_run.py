@@ -82,7 +82,7 @@ def memories(device: torch.device, found: Estimate) -> list[tuple[str, int, int]
     memory = found.memory
     if device.type != "cuda":
         return [("memory", memory.ram + memory.device, free_ram())]
-    return [("memory", memory.ram, free_ram()), ("GPU memory", memory.device, free_bytes(device))]
+    return [("memory", memory.ram, free_ram()), ("GPU memory", memory.device + memory.resident, free_bytes(device))]
 
 
 def stages(found: Estimate) -> str:

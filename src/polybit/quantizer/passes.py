@@ -16,7 +16,7 @@ from polybit.modules.weights import NormFn
 from polybit.quantizer.candidates import HEAD_SETS, Option
 from polybit.quantizer.descent import descend
 from polybit.quantizer.gptq import Quantized, check_packing, quantize, quantize_fitted, round_to_nearest
-from polybit.quantizer.hessian import Factor, Hessian, factorize, shrink
+from polybit.quantizer.hessian import Factor, Hessian, factorize, shrink, weigh_rows
 from polybit.quantizer.job import Job
 from polybit.quantizer.measure import MeasuredOption, measure_part
 from polybit.quantizer.method import Method
@@ -69,16 +69,14 @@ class Workbench:
         """h [K, K] as far as the method trusts it."""
         return shrink(h, self.method.shrinkage)
 
-    def factorize(self, trusted: Tensor, where: str) -> Factor:
-        return factorize(trusted, self.method.damping, where)
-
     def price(self, weight: Tensor, trusted: Tensor, columns: Tensor, where: str) -> Table:
         """weight [K, N], trusted [K, K], columns [N] -> what its blocks cost at every width."""
-        return block_costs(weight, self.factorize(trusted, where), columns, self.rounding)
+        return block_costs(weight, weigh_rows(trusted, self.method.damping, where), columns, self.rounding)
 
     def round(self, weight: Tensor, trusted: Tensor, layout: Layout, columns: Tensor, where: str) -> Quantized:
         """A method by loss on one matrix. The factor, as large as `trusted`, is gone before descent begins."""
-        fed_back = quantize_fitted(weight, self.factorize(trusted, where), layout, columns, self.rounding)
+        damping = self.method.damping
+        fed_back = quantize_fitted(weight, factorize(trusted, damping, where), layout, columns, self.rounding)
         return descend(fed_back, weight, trusted, self.method.sweeps, self.rounding)
 
 

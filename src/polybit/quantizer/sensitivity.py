@@ -15,7 +15,7 @@ from polybit.modules.step import whole_rows
 from polybit.modules.weights import NormFn
 from polybit.quantizer.draw import draw
 from polybit.quantizer.job import Job
-from polybit.quantizer.part import OpenBlock, chunks
+from polybit.quantizer.part import OpenBlock, chunks, resident
 from polybit.quantizer.probe import Probe
 from polybit.quantizer.progress import Advance
 
@@ -85,6 +85,7 @@ def _logits_gradient(normed: Tensor, head: Probe, softcap: float | None, generat
 
 def backward(block: OpenBlock, x: Tensor, gradient: Tensor) -> tuple[Tensor, dict[str, Echo]]:
     """x [R, L, E] the block's inputs, gradient [R, L, E] at its outputs -> the gradient at x, echoes by key."""
+    x, gradient = (resident(states, block.device) for states in (x, gradient))
     echoes, out = {key: Echo(probe) for key, probe in block.probes.items()}, torch.empty_like(x)
     for key, probe in block.probes.items():
         probe.gradient_listener = echoes[key].add
