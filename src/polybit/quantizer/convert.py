@@ -22,7 +22,6 @@ from polybit.model.device import choose_device, describe, use_threads
 from polybit.model.options import LoadOptions
 from polybit.model.source import ModelSource, open_model
 from polybit.modules.rope import RopeTables
-from polybit.quantizer.allocate import Choice, allocate
 from polybit.quantizer.begin import (
     check_source,
     judging_stages,
@@ -35,7 +34,14 @@ from polybit.quantizer.calibration import Calibration
 from polybit.quantizer.job import STAGES, Job
 from polybit.quantizer.kept import corrupt
 from polybit.quantizer.measure import MeasuredOption
-from polybit.quantizer.measurement import FILE_NAME, option_json, read_measurement, read_option, write_measurement
+from polybit.quantizer.measurement import (
+    FILE_NAME,
+    choose,
+    option_json,
+    read_measurement,
+    read_option,
+    write_measurement,
+)
 from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
 from polybit.quantizer.output import write_model
 from polybit.quantizer.passes import (
@@ -391,9 +397,7 @@ class Conversion:
             measurement = read_measurement(self.measurement_file, self.source.spec)
         except JobError:  # which speaks of a file that the user gave
             raise corrupt(self.measurement_file) from None
-        choices = [[Choice(o.num_bits, (1 - o.accuracy) ** 2) for o in options] for options in measurement]
-        picked = allocate(choices, target.bits, self.num_weights)
-        return [options[i] for options, i in zip(measurement, picked, strict=True)]
+        return choose(measurement, self.source.spec, target.bits)
 
     def bits(self, chosen: Sequence[MeasuredOption]) -> float:
         """Bits per weight of the chosen options, over the decoder's matrices."""

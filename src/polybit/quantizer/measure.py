@@ -20,6 +20,11 @@ class MeasuredOption:
     num_bits: int
     sets: Option
 
+    @property
+    def loss(self) -> float:
+        """What allocation adds up: nats, of an option that was priced in nats."""
+        return (1 - self.accuracy) ** 2
+
 
 def measure_part(part: Part, x: Tensor, rounding: Rounding) -> tuple[Tensor, list[MeasuredOption]]:
     """x [R, L, E] -> the unquantized output, and every option of the part's slot in table order.
