@@ -9,8 +9,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from polybit import spec
 from polybit.errors import FormatError, OutOfMemory, UnsupportedModel
+from polybit.model.device import choose_device, choose_devices
 from polybit.model.load import load
 from polybit.model.source import ModelSource
 from polybit.quantizer.allocate import Choice, budget_of
@@ -47,6 +50,11 @@ IDENTITY = (
     *("head_bits", "method", "tune", "calibration", "rows", "length", "measure_rows", "measure_length"),
     *("measurement", "rope_scale", "rope_alpha"),
 )
+
+
+def devices_of(options: ConvertOptions) -> tuple[torch.device, ...]:
+    """That compute, the one that holds a layer first. KernelError or ConfigError: not there, or not to be mixed."""
+    return (choose_device(options.device),) if options.devices is None else choose_devices(options.devices)
 
 
 def check_source(source: ModelSource, options: ConvertOptions, targets: Sequence[Target]) -> None:
@@ -203,7 +211,7 @@ def rooms(model: spec.Model, out: Path, options: ConvertOptions, targets: Sequen
 def _writer(source: ModelSource, options: ConvertOptions, bos: int | None, advance: Advance) -> Write | None:
     """What writes text with the whole model, or None where it does not fit into memory whole."""
     try:
-        model = load(replace(source, options=replace(source.options, device=options.device)))
+        model = load(replace(source, options=replace(source.options, device=options.first_device)))
     except OutOfMemory as error:
         log.warning("calibration goes without text of the model's own: %s", error)
         return None

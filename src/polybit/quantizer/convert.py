@@ -18,12 +18,13 @@ from polybit.format.files import make_folder, replacing
 from polybit.format.hub import check_upload, upload
 from polybit.kernels.registry import load_backend
 from polybit.kernels.rounding import choose_rounding
-from polybit.model.device import choose_device, describe, use_threads
+from polybit.model.device import current, describe, use_threads
 from polybit.model.options import LoadOptions
 from polybit.model.source import ModelSource, open_model
 from polybit.modules.rope import RopeTables
 from polybit.quantizer.begin import (
     check_source,
+    devices_of,
     judging_stages,
     making_stages,
     open_job,
@@ -137,13 +138,17 @@ def convert_each(
     load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
     source = open_model(source_folder, load_options)
     check_source(source, options, targets)
-    device = choose_device(options.device)
+    devices = devices_of(options)
     use_threads(None)
     tell = teller(options, targets, progress or (lambda _: None))
     started = time.monotonic()
-    with torch.no_grad(), open_job(source, out, options, targets, partial(tell, "calibrate")) as job:
+    with (
+        torch.no_grad(),
+        current(devices[0]),
+        open_job(source, out, options, targets, partial(tell, "calibrate")) as job,
+    ):
         seconds = {"calibrate": time.monotonic() - started}
-        results = Conversion(source, out, options, targets, device, job, tell, seconds).run()
+        results = Conversion(source, out, options, targets, devices, job, tell, seconds).run()
     if options.push_to_hub is not None:
         message = f"{results[0].bits:.2f} bits a weight, by polybit {__version__}"
         log.info("uploaded to %s", upload(results[0].folder, options.push_to_hub, options.public, message))
@@ -175,7 +180,7 @@ class Conversion:
     out: Path
     options: ConvertOptions  # whose bits are not asked: each target has its own
     targets: tuple[Target, ...]
-    device: torch.device
+    devices: tuple[torch.device, ...]
     job: Job
     tell: Teller
     seconds: dict[str, float]  # of the stages that all models share, so far
@@ -240,8 +245,8 @@ class Conversion:
         seconds: dict[str, float],
         test: SelfTest | None,
     ) -> ConvertResult:
-        rounding, device = self.bench.rounding.NAME, describe(self.device)
-        return ConvertResult(folder, bits, errors, measurement, rounding, device, self.seconds | seconds, test)
+        rounding, devices = self.bench.rounding.NAME, ", ".join(map(describe, self.devices))
+        return ConvertResult(folder, bits, errors, measurement, rounding, devices, self.seconds | seconds, test)
 
     # ---- stages
 
@@ -357,8 +362,10 @@ class Conversion:
 
     @cached_property
     def bench(self) -> Workbench:
-        ropes, rounding = RopeTables(self.source.spec.max_seq_len, self.device), choose_rounding(self.device)
-        return Workbench(self.source, ropes, load_backend("reference"), rounding, self.device, self.options.how)
+        device, *helpers = self.devices
+        ropes, rounding = RopeTables(self.source.spec.max_seq_len, device), choose_rounding(device)
+        backend, method = load_backend("reference"), self.options.how
+        return Workbench(self.source, ropes, backend, rounding, device, method, tuple(helpers))
 
     @cached_property
     def calibration(self) -> Calibration:

@@ -64,6 +64,9 @@ class Factor:
         """[K]: what a squared error of each row costs, once feedback has made up for it as far as it can."""
         return self.upper.diagonal().square().reciprocal()
 
+    def to(self, device: torch.device) -> "Factor":
+        return Factor(self.perm.to(device), self.upper.to(device))
+
 
 def factorize(h: Tensor, damping: float, where: str) -> Factor:
     """h [K, K] -> its order and factor, once `damping` times its mean diagonal is added to it.

@@ -37,6 +37,7 @@ class MemoryNeeds:
 
     device: int  # of the device that computes
     ram: int  # beside that, where the device is no processor; the process itself included
+    helper: int  # of each further device, which rounds one matrix at a time
 
 
 def memory_needs(model: spec.Model, options: ConvertOptions) -> MemoryNeeds:
@@ -46,7 +47,13 @@ def memory_needs(model: spec.Model, options: ConvertOptions) -> MemoryNeeds:
     head = FLOAT * (HEAD_COPIES * model.head.linear.in_features * model.head.linear.padded_out_features + width**2)
     states = FLOAT * PASS_STATES * tokens * width
     table = (FLOAT + 2) * model.embedding.num_rows * width  # as stored, and in fp32
-    return MemoryNeeds(device=max(layers, head), ram=PROCESS_BYTES + states + table)
+    helper = FLOAT * max(map(_matrix_numbers, model.linears))
+    return MemoryNeeds(device=max(layers, head), ram=PROCESS_BYTES + states + table, helper=helper)
+
+
+def _matrix_numbers(linear: spec.Linear) -> int:
+    """That rounding a matrix works on where it is alone."""
+    return (1 + MATRIX_COPIES) * linear.in_features * linear.padded_out_features + FACTOR_COPIES * linear.in_features**2
 
 
 def _layer_bytes(model: spec.Model, block: spec.Block) -> int:

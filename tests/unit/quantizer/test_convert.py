@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from polybit.errors import CalibrationError, FormatError, JobError, PolybitError
 from polybit.format import exl2, files
+from polybit.kernels.reference import rounding as reference
 from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.modules.mlp import SparseMoe
 from polybit.modules.step import whole_rows
 from polybit.quantizer import begin, folders, job, passes
+from polybit.quantizer import convert as conversion
 from polybit.quantizer.calibration import PASSAGE
 from polybit.quantizer.convert import ConvertOptions, ConvertProgress, ConvertResult, convert
 from polybit.quantizer.method import METHODS
@@ -114,6 +117,28 @@ def test_unquantized_tensors_are_fp16(tiny: Path, done: ConvertResult) -> None:
 
 def test_same_bytes_at_every_run(tiny: Path, text: Path, done: ConvertResult, tmp_path: Path) -> None:
     assert contents(convert(tiny, tmp_path / "out", options(text)).folder) == contents(done.folder)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_bytes_however_many_devices_share_the_matrices(
+    method: str, make_model: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three threads on the one processor; Numba's loops must not run in several."""
+    qwen = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}  # which has biases
+    model, ran = make_model(num_hidden_layers=1, **qwen), set[str]()
+    round_to_scale = reference.round_rows
+
+    def watched(*args: Any) -> Any:
+        ran.add(threading.current_thread().name)
+        return round_to_scale(*args)
+
+    monkeypatch.setattr(conversion, "choose_rounding", lambda device: reference)
+    monkeypatch.setattr(reference, "round_rows", watched)
+    alone = convert(model, tmp_path / "alone", options(text, method=method))
+    assert len(ran) == 1
+    monkeypatch.setattr(conversion, "devices_of", lambda options: (torch.device("cpu"),) * 3)
+    assert contents(convert(model, tmp_path / "shared", options(text, method=method)).folder) == contents(alone.folder)
+    assert len(ran) > 2
 
 
 @pytest.mark.parametrize("method", METHODS)
