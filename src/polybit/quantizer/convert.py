@@ -57,6 +57,7 @@ from polybit.quantizer.progress import Teller
 from polybit.quantizer.report.card import read_card
 from polybit.quantizer.report.findings import gather
 from polybit.quantizer.report.write import write_report
+from polybit.quantizer.reuse import about, file_beside, write_sensitivities
 from polybit.quantizer.selftest import refuse_garbage, self_test
 from polybit.quantizer.sensitivity import Sensitivity, keep_sensitivities, kept_sensitivities
 from polybit.quantizer.slots import Slot, all_slots
@@ -281,6 +282,7 @@ class Conversion:
         self.job.through_layers("backward", self.num_layers, start, step)
         if priced:
             self.collect_measurement()
+        write_sensitivities(self.job, self.source.spec, about(self.job.identity, self.options, self.calibration))
         self.job.next_stage()
         self.job.drop("forward")
 
@@ -341,7 +343,7 @@ class Conversion:
     def write(self) -> None:
         target, shard_bytes = self.target, (self.options.shard_mb or 1 << 30) << 20
         make_folder(target.folder)
-        _copy(self.measurement_file, target.folder / self.measurement_file.name)
+        self.copy_measurement(target.folder / self.measurement_file.name)
         record = self.calibration.record
         tuned, head_bits = self.job.kept_tensors(TUNED) if self.options.tune else {}, self.options.head_bits
         write_model(self.source, self.job, target.folder, shard_bytes, target.bits, head_bits, record, tuned)
@@ -417,7 +419,13 @@ class Conversion:
     def save_measurement(self) -> None:
         wanted = self.options.save_measurement
         if wanted is not None:
-            _copy(self.measurement_file, wanted / self.measurement_file.name if wanted.is_dir() else wanted)
+            self.copy_measurement(wanted / self.measurement_file.name if wanted.is_dir() else wanted)
+
+    def copy_measurement(self, target: Path) -> None:
+        """With the sensitivities, where the method has any: these first, so that no measurement lacks them."""
+        if self.options.how.by_loss:
+            _copy(file_beside(self.measurement_file), file_beside(target))
+        _copy(self.measurement_file, target)
 
 
 def kept_seconds(job: Job, name: str) -> dict[str, float]:

@@ -100,6 +100,7 @@ def test_other_files_come_along_and_the_job_is_gone(tiny: Path, done: ConvertRes
         "README.md",
         "config.json",
         "measurement.json",
+        "measurement.sensitivities",
         "output.safetensors",
         "report.html",
         "report.png",
@@ -228,6 +229,68 @@ def test_a_measurement_serves_any_bits(
     assert convert(tiny, tmp_path / "less", less).bits <= 4.0
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The layers that conversions have gone back through."""
+    layers, go_back = list[int](), conversion.go_back
+
+    def watched(bench: Any, layer: int, *rest: Any) -> Any:
+        layers.append(layer)
+        return go_back(bench, layer, *rest)
+
+    monkeypatch.setattr(conversion, "go_back", watched)
+    return layers
+
+
+def test_sensitivities_beside_a_measurement_spare_the_way_back(
+    tiny: Path, text: Path, done: ConvertResult, tmp_path: Path, asked: list[int]
+) -> None:
+    again = convert(tiny, tmp_path / "same", options(text, measurement=done.folder))
+    found, wanted = contents(again.folder), contents(done.folder)
+    assert {name for name in wanted if found[name] != wanted[name]} <= {"README.md"}  # which tells where they are from
+    assert "backward" not in again.seconds
+    convert(tiny, tmp_path / "less", options(text, bits=4.0, measurement=again.measurement))
+    assert asked == []
+
+
+@pytest.mark.parametrize("changes", [{"rows": 2}, {"length": 60}, {"rope_scale": 2.0}, {"calibration": "other"}])
+def test_sensitivities_of_other_text_or_positions_are_asked_anew(
+    changes: dict[str, Any], tiny: Path, text: Path, done: ConvertResult, tmp_path: Path, asked: list[int]
+) -> None:
+    if "calibration" in changes:
+        other = tmp_path / "other.txt"
+        other.write_text(text.read_text().replace("plus", "and"))
+        changes = {"calibration": str(other)}
+    found = convert(tiny, tmp_path / "out", options(text, measurement=done.measurement, **changes))
+    assert asked == [1, 0]
+    assert contents(found.folder)["measurement.sensitivities"] != contents(done.folder)["measurement.sensitivities"]
+
+
+def test_sensitivities_of_another_model_are_asked_anew(
+    make_model: Make, text: Path, done: ConvertResult, tmp_path: Path, asked: list[int]
+) -> None:
+    tuned = make_model(seed=1)
+    alone = convert(tuned, tmp_path / "alone", options(text, measurement=bare(done, tmp_path)))
+    beside = convert(tuned, tmp_path / "beside", options(text, measurement=done.measurement))
+    assert asked == [1, 0, 1, 0]
+    assert contents(beside.folder) == contents(alone.folder)
+
+
+def bare(done: ConvertResult, folder: Path) -> Path:
+    """The measurement without the sensitivities."""
+    return Path(shutil.copy(done.measurement, folder / "bare.json"))
+
+
+def test_damaged_sensitivities_are_refused(tiny: Path, text: Path, done: ConvertResult, tmp_path: Path) -> None:
+    measurement, beside = bare(done, tmp_path), tmp_path / "bare.sensitivities"
+    whole = (done.folder / "measurement.sensitivities").read_bytes()
+    for damaged in (whole[:-1], whole[:-4] + b"abcd", b"", b"{}"):
+        beside.write_bytes(damaged)
+        with pytest.raises(JobError, match=r"bare\.sensitivities is damaged; delete it"):
+            convert(tiny, tmp_path / "out", options(text, measurement=measurement))
+        assert not (tmp_path / "out").exists()
+
+
 def test_the_original_s_options_serve_the_other_method(
     tiny: Path, text: Path, done_by: dict[str, ConvertResult], tmp_path: Path
 ) -> None:
@@ -241,6 +304,7 @@ def test_measuring_alone(tiny: Path, text: Path, done: ConvertResult, tmp_path: 
     for _ in range(2):  # the second time there is nothing left to do
         convert(tiny, tmp_path / "out", options(text, measure_only=True, save_measurement=saved))
     assert saved.read_bytes() == done.measurement.read_bytes()
+    assert (tmp_path / "m.sensitivities").read_bytes() == (done.folder / "measurement.sensitivities").read_bytes()
     assert contents(convert(tiny, tmp_path / "out", options(text)).folder) == contents(done.folder)
 
 
