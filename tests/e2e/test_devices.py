@@ -65,3 +65,19 @@ def test_states_in_ram_make_the_same_model(
         made.append(load_file(folder / "output.safetensors"))
     assert made[0].keys() == made[1].keys()
     assert all(torch.equal(tensor, made[1][name]) for name, tensor in made[0].items())
+
+
+@pytest.mark.parametrize("method", ["gptq-loss", "gptq-v2"])
+def test_two_gpus_convert_to_the_bytes_of_one(tmp_path: Path, method: str) -> None:
+    from oracle.tiny import save_tiny
+
+    if torch.cuda.device_count() < 2 or torch.cuda.get_device_name(0) != torch.cuda.get_device_name(1):
+        pytest.skip("no second card of the same kind")
+    save_tiny("Qwen2ForCausalLM", tmp_path / "source")
+    weights = {}
+    for devices in ("cuda:0", "cuda:0,cuda:1", "cuda:1"):
+        out = tmp_path / devices.replace(":", "")
+        polybit.convert(tmp_path / "source", out, bits=4.0, rows=2, length=32, devices=devices, method=method)
+        weights[devices] = (out / "output.safetensors").read_bytes()
+    assert weights["cuda:0,cuda:1"] == weights["cuda:0"]
+    assert weights["cuda:1"] == weights["cuda:0"]

@@ -66,6 +66,9 @@ class Factor:
         """[K]: what a squared error of each row costs, once feedback has made up for it as far as it can."""
         return self.upper.diagonal().square().reciprocal()
 
+    def to(self, device: torch.device) -> "Factor":
+        return Factor(self.perm.to(device), self.upper.to(device))
+
 
 @dataclass(frozen=True)
 class Rows:

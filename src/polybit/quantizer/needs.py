@@ -38,6 +38,7 @@ class MemoryNeeds:
     device: int  # of the device that computes
     ram: int  # beside that, where the device is no processor; the process itself included
     resident: int  # states, of which a device that is no processor has copies for the length of a layer
+    helper: int  # of each further device, which rounds one matrix at a time
 
 
 def memory_needs(model: spec.Model, options: ConvertOptions) -> MemoryNeeds:
@@ -47,11 +48,18 @@ def memory_needs(model: spec.Model, options: ConvertOptions) -> MemoryNeeds:
     head = FLOAT * (HEAD_COPIES * model.head.linear.in_features * model.head.linear.padded_out_features + width**2)
     states = FLOAT * tokens * width
     table = (FLOAT + 2) * model.embedding.num_rows * width  # as stored, and in fp32
+    helper = FLOAT * max(map(_matrix_numbers, model.linears))
     return MemoryNeeds(
         device=max(layers, head),
         ram=PROCESS_BYTES + PASS_STATES * states + table,
         resident=PASS_STATES * states if states <= RESIDENT_BYTES else 0,
+        helper=helper,
     )
+
+
+def _matrix_numbers(linear: spec.Linear) -> int:
+    """That rounding a matrix works on where it is alone."""
+    return (1 + MATRIX_COPIES) * linear.in_features * linear.padded_out_features + FACTOR_COPIES * linear.in_features**2
 
 
 def _layer_bytes(model: spec.Model, block: spec.Block) -> int:

@@ -102,15 +102,16 @@ def backward(block: OpenBlock, x: Tensor, gradient: Tensor) -> tuple[Tensor, dic
 
 def keep_sensitivities(job: Job, layer: int, found: Mapping[str, Sensitivity]) -> None:
     tensors = {f"{key}.tokens": each.tokens for key, each in found.items()}
-    job.keep_tensors(_name(layer), tensors | {f"{key}.columns": each.columns for key, each in found.items()})
+    job.keep_tensors(tensors_name(layer), tensors | {f"{key}.columns": each.columns for key, each in found.items()})
 
 
 def kept_sensitivities(job: Job, layer: int, device: torch.device) -> dict[str, Sensitivity]:
     """JobError where they are damaged."""
-    tensors = {name: tensor.to(device) for name, tensor in job.kept_tensors(_name(layer)).items()}
+    tensors = {name: tensor.to(device) for name, tensor in job.kept_tensors(tensors_name(layer)).items()}
     keys = {name.rpartition(".")[0] for name in tensors}
     return {key: Sensitivity(tensors[f"{key}.tokens"], tensors[f"{key}.columns"]) for key in keys}
 
 
-def _name(layer: int) -> str:
+def tensors_name(layer: int) -> str:
+    """Where a job keeps them."""
     return f"sensitivity/{layer:05}"
