@@ -6,6 +6,7 @@ What a piece finds does not depend on where it runs, so results are the same how
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Generic, TypeVar
 
 import torch
@@ -39,11 +40,18 @@ def spread(devices: Sequence[torch.device], works: Mapping[Key, Work[Found]]) ->
     if len(devices) == 1 or len(works) < 2:
         yield from ((key, work.run(devices[0])) for key, work in works.items())
         return
+    _load_linear_algebra(devices[0])
     hands = deal({key: work.cost for key, work in works.items()}, len(devices))
     with ThreadPoolExecutor(len(devices)) as threads:
         running = [threads.submit(_run, device, hand, works) for device, hand in zip(devices, hands, strict=True)]
     found = {key: value for thread in running for key, value in thread.result().items()}
     yield from ((key, found.pop(key)) for key in works)
+
+
+@cache
+def _load_linear_algebra(device: torch.device) -> None:
+    """torch loads a GPU's at its first use, and fails where two threads are the first (pytorch/pytorch#90613)."""
+    torch.linalg.cholesky_ex(torch.eye(1, device=device))
 
 
 def _run(device: torch.device, hand: Sequence[Key], works: Mapping[Key, Work[Found]]) -> dict[Key, Found]:

@@ -86,5 +86,6 @@ def test_memory_grows_with_what_it_holds() -> None:
     assert memory_needs(model(), ConvertOptions(rows=32)).ram - small.ram == 3 * 4 * 16 * 512 * 64
     assert small.resident == 3 * 4 * 16 * 512 * 64
     assert memory_needs(model(), ConvertOptions(rows=5000)).resident == 0  # states of 655 MB stay in RAM
+    assert small.helper == 4 * (5 * 96 * 64 + 3 * 96**2)  # of the matrix with the most inputs
     assert memory_needs(model(num_hidden_layers=9), ConvertOptions()) == small  # one layer at a time
     assert memory_needs(model(intermediate_size=9600), ConvertOptions()).device > 50 * small.device / 3

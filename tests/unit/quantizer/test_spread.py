@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from polybit.quantizer import spread as spread_module
 from polybit.quantizer.spread import Work, deal, spread
 
 CPU = torch.device("cpu")
@@ -51,6 +52,22 @@ def test_a_failure_in_a_thread_is_the_caller_s() -> None:
 
     with pytest.raises(ValueError, match="not positive definite"):
         list(spread([CPU, CPU], {"a": finding("a"), "b": finding("b", fail)}))
+
+
+def test_no_thread_is_the_first_to_use_linear_algebra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU torch would refuse one of two."""
+    users, original = list[threading.Thread](), torch.linalg.cholesky_ex
+
+    def recorded(matrix: torch.Tensor) -> object:
+        users.append(threading.current_thread())
+        return original(matrix)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", recorded)
+    spread_module._load_linear_algebra.cache_clear()
+    works = {name: finding(name, lambda: torch.linalg.cholesky_ex(torch.eye(2))) for name in ("a", "b")}
+    list(spread([CPU, CPU], works))
+    assert len(users) == 3
+    assert users[0] is threading.main_thread()
 
 
 def test_nothing_to_do_is_nothing_found() -> None:
