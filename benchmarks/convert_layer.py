@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=DEFAULTS.rows)
     parser.add_argument("--length", type=int, default=DEFAULTS.length)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--helpers", nargs="+", default=[], metavar="DEVICE", help="take matrices too; parts are then not timed apart"
+    )
     parser.add_argument(
         "--folder", type=Path, help="where the model and the results lie meanwhile; else a temporary one"
     )
@@ -263,6 +266,7 @@ FOLLOWED: tuple[tuple[Any, str, str], ...] = (
     (Part, "hear", "Hessians of the quantized path"),
     (passes, "backward", "gradients and their Hessians"),
     (passes, "factorize", "factorizations"),
+    (passes, "weigh_rows", "factorizations"),
     (passes, "block_costs", "options priced"),
     (passes, "quantize_fitted", "scales fitted and rows rounded"),
     (passes, "descend", "coordinate descent"),
@@ -275,12 +279,13 @@ FOLLOWED: tuple[tuple[Any, str, str], ...] = (
 def measure(folder: Path, given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     write_model(folder, config_of(given.shape, given.layers), device)
     conversion = open_conversion(folder, device, choose_rounding(device), given.bits)
+    conversion.bench = replace(conversion.bench, helpers=tuple(map(torch.device, given.helpers)))
     x = random_states(given.rows, given.length, conversion.bench.source.spec.hidden_size)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     clock, stages = Stopwatch(device), dict[str, float]()
-    for owner, attribute, name in FOLLOWED:
+    for owner, attribute, name in () if given.helpers else FOLLOWED:
         clock.follow(owner, attribute, name)
 
     def stage(name: str, run: Callable[[int, Tensor], Tensor], layers: range, state: Tensor) -> Tensor:
@@ -307,6 +312,7 @@ def measure(folder: Path, given: argparse.Namespace, device: torch.device) -> di
     return {
         "shape": given.shape,
         "layers": given.layers,
+        "helpers": given.helpers,
         "bits": given.bits,
         "method": DEFAULTS.method,
         "calibration": {"rows": given.rows, "tokens_a_row": given.length, "tokens": given.rows * given.length},

@@ -48,7 +48,8 @@ def compile_for(target: GPUTarget) -> Callable[..., None]:
                 signature[parameter.name], constants[(i,)] = "constexpr", value
                 continue
             signature[parameter.name] = _type(value)
-            if isinstance(value, Tensor) or (specialized and value % 16 == 0):
+            aligned = isinstance(value, Tensor) and not parameter.do_not_specialize_on_alignment
+            if aligned or (specialized and value % 16 == 0):
                 attributes[(i,)] = [["tt.divisibility", 16]]
         compiled = triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=bound)
         shared = compiled.metadata.shared
@@ -141,7 +142,9 @@ def loops_of_quantization() -> None:
     for rows, bits in ((32, 8), (64, 2), (96, 3), (128, 4)):
         x, columns, square = torch.zeros(rows, 4096), torch.ones(4096), torch.eye(rows)
         rounding.round_rows(x, columns, square, bits)
-        rounding.descend_rows(x, x, columns, square, bits)
+        group = (x, x, x.to(torch.uint8), columns.to(torch.uint8), columns[:1].half())
+        rounding.descend_group(*group, square, bits)
+        rounding.fit_and_round(x, columns[:rows], columns, columns[:24], square, bits, 7)
         rounding.scale_costs(x[None], columns[None, :rows], columns, torch.zeros(1, 24, 16), bits, 7)
         rounding.factor_errors(x, columns, columns[:97], bits)
 

@@ -21,4 +21,4 @@ def test_every_kernel_compiles(architecture) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     compiled = set(done.stdout.split())
     assert compiled >= {"_norm", "_activate", "_rope", "_write_kv", "_embedding", "_attention", "attend_new_tokens"}
-    assert compiled >= {"_round_rows", "_descend_rows", "_scale_costs", "_factor_errors"}
+    assert compiled >= {"_round_rows", "_round_fitted", "_descend_group", "_scale_costs", "_factor_errors"}

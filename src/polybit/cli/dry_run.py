@@ -11,10 +11,10 @@ from polybit.amounts import gigabytes
 from polybit.bench.ceilings import matmul_tflops
 from polybit.cli.console import note, print_tables
 from polybit.cli.description import read_description
-from polybit.model.device import choose_device, describe
+from polybit.model.device import describe
 from polybit.model.machine import free_bytes, free_ram
 from polybit.model.source import open_model
-from polybit.quantizer.begin import check_reach, check_source, rooms
+from polybit.quantizer.begin import check_reach, check_source, devices_of, rooms
 from polybit.quantizer.estimate import Estimate, estimate
 from polybit.quantizer.folders import check_room
 from polybit.quantizer.needs import source_bytes
@@ -27,12 +27,12 @@ def dry_run(source: str, out: Path, options: ConvertOptions, bits: Sequence[floa
     check_options(options)
     targets = targets_of(out, bits)
     model = checked_model(source, options, targets)
-    device = choose_device(options.device)
+    devices = devices_of(options)
     note("measuring how fast this machine multiplies")
-    rate = matmul_tflops(device, torch.float32) * 1e12
+    rate = matmul_tflops(devices[0], torch.float32) * 1e12
     found = estimate(model, options, targets, rate)
     unpacks = source.lower().endswith(".gguf")
-    print_tables([results_table(targets, found), needs_table(model, device, rate, found, unpacks)])
+    print_tables([results_table(targets, found), needs_table(model, devices, rate, found, unpacks)])
     check_room(rooms(model, out, options, targets))
 
 
@@ -58,7 +58,9 @@ def results_table(targets: Sequence[Target], found: Estimate) -> Table:
     return table
 
 
-def needs_table(model: spec.Model, device: torch.device, rate: float, found: Estimate, unpacks: bool) -> Table:
+def needs_table(
+    model: spec.Model, devices: Sequence[torch.device], rate: float, found: Estimate, unpacks: bool
+) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -69,20 +71,24 @@ def needs_table(model: spec.Model, device: torch.device, rate: float, found: Est
     unpacked = ", unpacked beside OUT while it works" if unpacks else ""
     table.add_row("source", f"{gigabytes(source_bytes(model))} at 16 bits a weight{unpacked}")
     table.add_row("disk", f"{gigabytes(found.disk.work)} while it works, {gigabytes(sum(found.disk.results))} for good")
-    for name, needed, free in memories(device, found):
+    for name, needed, free in memories(devices, found):
         shortage = "" if needed <= free else "; that is not enough"
         table.add_row(name, f"about {gigabytes(needed)}, of {gigabytes(free)} free{shortage}")
     table.add_row("time", f"about {duration(sum(found.seconds.values()))}, good to a factor of two: " + stages(found))
-    table.add_row("", f"from the {rate / 1e9:,.0f} billion operations a second that {describe(device)} just reached")
+    alone = ", as if it were alone" if len(devices) > 1 else ""
+    reached = f"{rate / 1e9:,.0f} billion operations a second that {describe(devices[0])} just reached"
+    table.add_row("", f"from the {reached}{alone}")
     return table
 
 
-def memories(device: torch.device, found: Estimate) -> list[tuple[str, int, int]]:
+def memories(devices: Sequence[torch.device], found: Estimate) -> list[tuple[str, int, int]]:
     """Name, bytes needed and bytes free of each."""
-    memory = found.memory
-    if device.type != "cuda":
+    memory, (first, *helpers) = found.memory, devices
+    if first.type != "cuda":
         return [("memory", memory.ram + memory.device, free_ram())]
-    return [("memory", memory.ram, free_ram()), ("GPU memory", memory.device, free_bytes(device))]
+    gpus = [("GPU memory", memory.device + memory.resident, free_bytes(first))]
+    gpus += [(f"of {helper}", memory.helper, free_bytes(helper)) for helper in helpers]
+    return [("memory", memory.ram, free_ram()), *gpus]
 
 
 def stages(found: Estimate) -> str:

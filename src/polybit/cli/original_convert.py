@@ -71,6 +71,7 @@ def parser() -> Parser:
     add("-ml", "--measurement_length", type=int, help="the same for measuring (default: 2048 with -c, else 512)")
     add("-so", "--status_output", action="store_true", help="also print [STATUS]{...}[/STATUS] lines")
     add("-hsol", "--hidden_state_offload_layers", type=int, default=0, help="no effect")
+    add("-dv", "--devices", help="GPUs of one kind that share the work, as cuda:0,cuda:1 (not in the original)")
     add("-fst", "--fast_safetensors", action="store_true", help="no effect")
     return made
 
@@ -93,6 +94,7 @@ def options_of(given: argparse.Namespace) -> ConvertOptions:
         resume=not given.no_resume,
         rope_scale=given.rope_scale,
         rope_alpha=given.rope_alpha,
+        devices=given.devices,
     )
     return replace(options, **rows_and_lengths(given))
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from polybit.kernels.reference import rounding as reference
+from polybit.kernels.reference.groups import Rounded
 
 log = logging.getLogger(__name__)
 
@@ -15,6 +16,7 @@ class Rounding(Protocol):
     """A module with these loops. Tensors are fp32 and on one device unless said otherwise."""
 
     NAME: str
+    UPDATE_ROWS: int  # groups of so many rows go by before what lies outside them hears of it; 1: after each group
 
     def factor_errors(self, x: Tensor, trial: Tensor, factors: Tensor, bits: int) -> Tensor:
         """What each common factor of a group's scales would cost.
@@ -38,11 +40,29 @@ class Rounding(Protocol):
         column tries `window` codes, downward from the first whose scale reaches max|x| / (2^(bits-1) - 0.5).
         """
 
-    def descend_rows(self, residual: Tensor, dense: Tensor, scale: Tensor, h: Tensor, bits: int) -> Tensor:
-        """One pass of coordinate descent over a group's rows: each moves to its best level, the others as they are.
+    def fit_and_round(
+        self,
+        w: Tensor,
+        row_weights: Tensor,
+        column_weights: Tensor,
+        shares: Tensor,
+        upper: Tensor,
+        bits: int,
+        window: int,
+    ) -> Rounded:
+        """round_rows under the scales that cost least among candidates, as scale_costs counts.
 
-        residual [R, N] is the group's part of H (W - D), dense [R, N] of D: the latter is updated, the former used up.
-        scale [N] of fp16 values, h [R, R] the group's part of H, its diagonal positive -> q [R, N] uint8.
+        w [R, N], row_weights [R], column_weights [N], shares [C] of the maximum that clips nothing, upper [R, R].
+        """
+
+    def descend_group(
+        self, residual: Tensor, dense: Tensor, q: Tensor, codes: Tensor, scale_max: Tensor, h: Tensor, bits: int
+    ) -> Tensor:
+        """Better codes for a group's levels as they are, then one pass over its rows: each moves to its best level.
+
+        residual [R, N] is the group's part of H (W - D), h [R, R] of H, its diagonal positive, dense [R, N] of D;
+        q [R, N] uint8, codes [N] uint8, scale_max a scalar in fp16.
+        Updates dense, q and codes -> by how much dense moved.
         """
 
 

@@ -29,6 +29,20 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def choose_devices(names: str) -> tuple[torch.device, ...]:
+    """Several of one kind, as in `cuda:0,cuda:1`. ConfigError: of different kinds, one twice, or one without a name."""
+    split = [name.strip() for name in names.split(",")]
+    if not all(split):
+        raise ConfigError(f"devices {names!r} lacks a name between commas; give them as in cuda:0,cuda:1")
+    found = [choose_device(name) for name in split]
+    if len({device.type for device in found}) > 1:
+        raise ConfigError(f"devices {names!r} are of different kinds, which round differently; name GPUs of one kind")
+    numbers = [device.index or 0 for device in found]
+    if len(set(numbers)) < len(numbers):
+        raise ConfigError(f"devices {names!r} names one of them twice; give each once, as in cuda:0,cuda:1")
+    return tuple(found)
+
+
 def use_threads(count: int | None) -> None:
     """Threads of torch on the CPU, and of kernels, which follow it. None: no more than there are physical cores."""
     if count is not None and count < 1:

@@ -2,15 +2,19 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from polybit import spec
 from polybit.errors import FormatError, OutOfMemory, UnsupportedModel
+from polybit.model.device import choose_device, choose_devices
 from polybit.model.load import load
 from polybit.model.source import ModelSource
 from polybit.quantizer.allocate import Choice, budget_of
@@ -33,6 +37,7 @@ from polybit.quantizer.options import ConvertOptions, Report
 from polybit.quantizer.own_text import write_text
 from polybit.quantizer.pricing import extremes
 from polybit.quantizer.progress import Advance, Teller
+from polybit.quantizer.reuse import about, keep_reused, read_sensitivities
 from polybit.quantizer.slots import all_slots
 from polybit.quantizer.target import Target
 from polybit.text.tokenizer import Tokenizer
@@ -47,6 +52,11 @@ IDENTITY = (
     *("head_bits", "method", "tune", "calibration", "rows", "length", "measure_rows", "measure_length"),
     *("measurement", "rope_scale", "rope_alpha"),
 )
+
+
+def devices_of(options: ConvertOptions) -> tuple[torch.device, ...]:
+    """That compute, the one that holds a layer first. KernelError or ConfigError: not there, or not to be mixed."""
+    return (choose_device(options.device),) if options.devices is None else choose_devices(options.devices)
 
 
 def check_source(source: ModelSource, options: ConvertOptions, targets: Sequence[Target]) -> None:
@@ -108,21 +118,33 @@ def open_job(
             check_reach(source.spec, options, targets)
             measurement = read_measurement(options.measurement, source.spec)
         calibration = _calibrate(source, options, advance)
+        reused = None
+        if options.measurement is not None and options.how.by_loss:
+            reused = read_sensitivities(options.measurement, about(identity, options, calibration))
         with held(work):
             check_empty(work, out)  # again: another run may have come first
             job = Job(work, identity)
             keep_begun(job, Begun(source.folder, out, options, [target.bits for target in targets]))
-            yield _new_job(source, job, options, calibration, measurement)
+            yield _new_job(source, job, options, calibration, measurement, reused)
 
 
 def _new_job(
-    source: ModelSource, job: Job, options: ConvertOptions, calibration: Calibration, measurement: Measurement | None
+    source: ModelSource,
+    job: Job,
+    options: ConvertOptions,
+    calibration: Calibration,
+    measurement: Measurement | None,
+    reused: Mapping[str, Tensor] | None,
 ) -> Job:
     job.keep_tensors(TOKENS, {"tokens": calibration.tokens})
     job.keep_json(RECORD, calibration.record)
     if measurement is not None:
         write_measurement(job.folder / FILE_NAME, source.spec, measurement)
-    job.save(Progress((judging_stages(options) + making_stages(options))[0]))
+    stages = judging_stages(options) + making_stages(options)
+    if reused is not None:
+        keep_reused(job, source.spec, reused, about(job.identity, options, calibration))
+        stages = making_stages(options)
+    job.save(Progress(stages[0]))
     return job
 
 
@@ -145,7 +167,8 @@ def told_judging(options: ConvertOptions) -> tuple[str, ...]:
 
 
 def judging_stages(options: ConvertOptions) -> tuple[str, ...]:
-    """What all models of a conversion share. A method by loss wants gradients, whoever priced the options."""
+    """What all models of a conversion share. A method by loss wants gradients, whoever priced the options; a job that
+    finds them beside a measurement begins behind these stages."""
     if options.how.by_loss:
         return "forward", "backward"
     return ("measure",) if options.measurement is None or options.measure_only else ()
@@ -203,7 +226,7 @@ def rooms(model: spec.Model, out: Path, options: ConvertOptions, targets: Sequen
 def _writer(source: ModelSource, options: ConvertOptions, bos: int | None, advance: Advance) -> Write | None:
     """What writes text with the whole model, or None where it does not fit into memory whole."""
     try:
-        model = load(replace(source, options=replace(source.options, device=options.device)))
+        model = load(replace(source, options=replace(source.options, device=options.first_device)))
     except OutOfMemory as error:
         log.warning("calibration goes without text of the model's own: %s", error)
         return None

@@ -18,13 +18,13 @@ from polybit.format.files import make_folder, replacing
 from polybit.format.hub import check_upload, upload
 from polybit.kernels.registry import load_backend
 from polybit.kernels.rounding import choose_rounding
-from polybit.model.device import choose_device, describe, use_threads
+from polybit.model.device import current, describe, use_threads
 from polybit.model.options import LoadOptions
 from polybit.model.source import ModelSource, open_model
 from polybit.modules.rope import RopeTables
-from polybit.quantizer.allocate import Choice, allocate
 from polybit.quantizer.begin import (
     check_source,
+    devices_of,
     judging_stages,
     making_stages,
     open_job,
@@ -35,7 +35,14 @@ from polybit.quantizer.calibration import Calibration
 from polybit.quantizer.job import STAGES, Job
 from polybit.quantizer.kept import corrupt
 from polybit.quantizer.measure import MeasuredOption
-from polybit.quantizer.measurement import FILE_NAME, option_json, read_measurement, read_option, write_measurement
+from polybit.quantizer.measurement import (
+    FILE_NAME,
+    choose,
+    option_json,
+    read_measurement,
+    read_option,
+    write_measurement,
+)
 from polybit.quantizer.options import ConvertOptions, ConvertProgress, ConvertResult, Report, check_options
 from polybit.quantizer.output import write_model
 from polybit.quantizer.passes import (
@@ -50,6 +57,7 @@ from polybit.quantizer.progress import Teller
 from polybit.quantizer.report.card import read_card
 from polybit.quantizer.report.findings import gather
 from polybit.quantizer.report.write import write_report
+from polybit.quantizer.reuse import about, file_beside, write_sensitivities
 from polybit.quantizer.selftest import refuse_garbage, self_test
 from polybit.quantizer.sensitivity import Sensitivity, keep_sensitivities, kept_sensitivities
 from polybit.quantizer.slots import Slot, all_slots
@@ -131,13 +139,17 @@ def convert_each(
     load_options = LoadOptions(rope_scale=options.rope_scale, rope_alpha=options.rope_alpha)
     source = open_model(source_folder, load_options)
     check_source(source, options, targets)
-    device = choose_device(options.device)
+    devices = devices_of(options)
     use_threads(None)
     tell = teller(options, targets, progress or (lambda _: None))
     started = time.monotonic()
-    with torch.no_grad(), open_job(source, out, options, targets, partial(tell, "calibrate")) as job:
+    with (
+        torch.no_grad(),
+        current(devices[0]),
+        open_job(source, out, options, targets, partial(tell, "calibrate")) as job,
+    ):
         seconds = {"calibrate": time.monotonic() - started}
-        results = Conversion(source, out, options, targets, device, job, tell, seconds).run()
+        results = Conversion(source, out, options, targets, devices, job, tell, seconds).run()
     if options.push_to_hub is not None:
         message = f"{results[0].bits:.2f} bits a weight, by polybit {__version__}"
         log.info("uploaded to %s", upload(results[0].folder, options.push_to_hub, options.public, message))
@@ -169,7 +181,7 @@ class Conversion:
     out: Path
     options: ConvertOptions  # whose bits are not asked: each target has its own
     targets: tuple[Target, ...]
-    device: torch.device
+    devices: tuple[torch.device, ...]
     job: Job
     tell: Teller
     seconds: dict[str, float]  # of the stages that all models share, so far
@@ -234,8 +246,8 @@ class Conversion:
         seconds: dict[str, float],
         test: SelfTest | None,
     ) -> ConvertResult:
-        rounding, device = self.bench.rounding.NAME, describe(self.device)
-        return ConvertResult(folder, bits, errors, measurement, rounding, device, self.seconds | seconds, test)
+        rounding, devices = self.bench.rounding.NAME, ", ".join(map(describe, self.devices))
+        return ConvertResult(folder, bits, errors, measurement, rounding, devices, self.seconds | seconds, test)
 
     # ---- stages
 
@@ -270,6 +282,7 @@ class Conversion:
         self.job.through_layers("backward", self.num_layers, start, step)
         if priced:
             self.collect_measurement()
+        write_sensitivities(self.job, self.source.spec, about(self.job.identity, self.options, self.calibration))
         self.job.next_stage()
         self.job.drop("forward")
 
@@ -330,7 +343,7 @@ class Conversion:
     def write(self) -> None:
         target, shard_bytes = self.target, (self.options.shard_mb or 1 << 30) << 20
         make_folder(target.folder)
-        _copy(self.measurement_file, target.folder / self.measurement_file.name)
+        self.copy_measurement(target.folder / self.measurement_file.name)
         record = self.calibration.record
         tuned, head_bits = self.job.kept_tensors(TUNED) if self.options.tune else {}, self.options.head_bits
         write_model(self.source, self.job, target.folder, shard_bytes, target.bits, head_bits, record, tuned)
@@ -351,8 +364,10 @@ class Conversion:
 
     @cached_property
     def bench(self) -> Workbench:
-        ropes, rounding = RopeTables(self.source.spec.max_seq_len, self.device), choose_rounding(self.device)
-        return Workbench(self.source, ropes, load_backend("reference"), rounding, self.device, self.options.how)
+        device, *helpers = self.devices
+        ropes, rounding = RopeTables(self.source.spec.max_seq_len, device), choose_rounding(device)
+        backend, method = load_backend("reference"), self.options.how
+        return Workbench(self.source, ropes, backend, rounding, device, method, tuple(helpers))
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -391,9 +406,7 @@ class Conversion:
             measurement = read_measurement(self.measurement_file, self.source.spec)
         except JobError:  # which speaks of a file that the user gave
             raise corrupt(self.measurement_file) from None
-        choices = [[Choice(o.num_bits, (1 - o.accuracy) ** 2) for o in options] for options in measurement]
-        picked = allocate(choices, target.bits, self.num_weights)
-        return [options[i] for options, i in zip(measurement, picked, strict=True)]
+        return choose(measurement, self.source.spec, target.bits)
 
     def bits(self, chosen: Sequence[MeasuredOption]) -> float:
         """Bits per weight of the chosen options, over the decoder's matrices."""
@@ -406,7 +419,13 @@ class Conversion:
     def save_measurement(self) -> None:
         wanted = self.options.save_measurement
         if wanted is not None:
-            _copy(self.measurement_file, wanted / self.measurement_file.name if wanted.is_dir() else wanted)
+            self.copy_measurement(wanted / self.measurement_file.name if wanted.is_dir() else wanted)
+
+    def copy_measurement(self, target: Path) -> None:
+        """With the sensitivities, where the method has any: these first, so that no measurement lacks them."""
+        if self.options.how.by_loss:
+            _copy(file_beside(self.measurement_file), file_beside(target))
+        _copy(self.measurement_file, target)
 
 
 def kept_seconds(job: Job, name: str) -> dict[str, float]:

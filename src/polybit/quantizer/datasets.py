@@ -11,6 +11,7 @@ from polybit.format.hub import FAILURES, shortened
 
 SUFFIXES = (".parquet", ".jsonl", ".txt", ".md")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_SECONDS = 10.0  # to wait for an answer
 TEXT_BLOCK = 1 << 16  # characters of a plain text file read at once
 
 
@@ -94,7 +95,8 @@ def _hub(dataset: str) -> Iterator[str]:
     from huggingface_hub import HfApi, hf_hub_download
 
     try:
-        names = HfApi().list_repo_files(dataset, repo_type="dataset")
+        found = HfApi().dataset_info(dataset, timeout=HUB_SECONDS)  # its tree would be asked for over and over
+        names = [file.rfilename for file in found.siblings or []]
         chosen = sorted(name for name in names if name.lower().endswith(SUFFIXES[:3]))
         if not chosen:
             raise CalibrationError(f"dataset {dataset} holds no parquet, jsonl or txt file; choose another dataset")

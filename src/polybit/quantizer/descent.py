@@ -4,6 +4,7 @@ The cost of a matrix W is the sum over columns of (w - d)^T H (w - d). Each step
 with all others as they are, so the cost does not rise (but by the fp16 rounding of a weight).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from polybit.kernels.rounding import Rounding
 from polybit.quantizer.gptq import Quantized
-from polybit.quantizer.scales import realised_scales
+from polybit.quantizer.runs import GroupRows, runs
 
 COLUMNS_AT_ONCE = 1 << 14  # columns do not touch each other; a head has very many
 MIN_CURVATURE = 1e-6  # of the diagonal's mean: an input that is always zero would divide by it
@@ -37,44 +38,30 @@ def _descend_columns(
     q, codes, dense = quantized.q.clone(), quantized.codes.clone(), quantized.dense[quantized.perm]
     residual = h @ (weight[quantized.perm] - dense)  # [K, N]: half the cost's gradient, downhill
     for _ in range(sweeps):
-        start = 0
-        for g, group in enumerate(quantized.layout.groups):
-            rows = slice(start, start + group.rows)
-            block = h[rows, rows].contiguous()
-            found = _descend_group(
-                residual[rows], dense[rows], q[rows], codes[g], quantized.scale_max[g], group.bits, block, rounding
-            )
-            residual.addmm_(h[rows].T, found[0] - dense[rows], alpha=-1)
-            dense[rows], q[rows], codes[g] = found
-            start += group.rows
+        for run in runs(quantized.layout, rounding.UPDATE_ROWS):
+            rows = slice(run[0].start, run[-1].stop)
+            moved = _descend_run(run, residual[rows].clone(), dense, q, codes, quantized.scale_max, h, rounding)
+            residual.addmm_(h[rows].T, moved, alpha=-1)
     out = torch.empty_like(dense)
     out[quantized.perm] = dense
     return q, codes, out
 
 
-def _descend_group(
+def _descend_run(
+    run: Sequence[GroupRows],
     residual: Tensor,
     dense: Tensor,
     q: Tensor,
     codes: Tensor,
     scale_max: Tensor,
-    bits: int,
     h: Tensor,
     rounding: Rounding,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Better codes for the levels as they are, then better levels: new dense [R, N], q [R, N] and codes [N]."""
-    levels = q.float() - (1 << (bits - 1))
-    table = realised_scales(scale_max)
-    slope, curvature = (levels * residual).sum(0), (levels * (h @ levels)).sum(0)
-    codes = _nearest(table, table[codes.long()] + torch.where(curvature > 0, slope / curvature, 0.0))
-    scale = table[codes]
-    moved = (levels * scale).half().float()
-    residual = residual - h @ (moved - dense)
-    better = rounding.descend_rows(residual, moved, scale, h, bits)
-    return moved, better, codes.to(torch.uint8)
-
-
-def _nearest(table: Tensor, wanted: Tensor) -> Tensor:
-    """Indices [N] into table [16], which rises."""
-    above = torch.searchsorted(table, wanted).clamp_(1, 15)
-    return above - (wanted - table[above - 1] <= table[above] - wanted).long()
+) -> Tensor:
+    """residual: of the run's rows, used up -> by how much these rows of dense moved. Updates dense, q and codes."""
+    first, stop, moved = run[0].start, run[-1].stop, list[Tensor]()
+    for group in run:
+        rows, inner = group.rows, slice(group.start - first, group.stop - first)
+        state = (dense[rows], q[rows], codes[group.index], scale_max[group.index])
+        moved.append(rounding.descend_group(residual[inner], *state, h[rows, rows], group.bits))
+        residual[inner.stop :].addmm_(h[rows, group.stop : stop].T, moved[-1], alpha=-1)
+    return torch.cat(moved)

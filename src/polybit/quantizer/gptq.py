@@ -12,9 +12,11 @@ from torch import Tensor
 from polybit.errors import FormatError
 from polybit.format import exl2
 from polybit.format.exl2 import Exl2Tensor, Layout
+from polybit.kernels.reference.groups import Rounded
 from polybit.kernels.rounding import Rounding
 from polybit.quantizer.hessian import Factor
-from polybit.quantizer.scales import fit_scales, search_scales
+from polybit.quantizer.runs import runs
+from polybit.quantizer.scales import NUM_MAXIMA, WINDOWS, search_scales, shares
 
 MAX_PACKING_ERROR = 0.05
 
@@ -35,13 +37,13 @@ class Quantized:
         return exl2.encode(self.q, self.codes, self.scale_max, self.layout, self.perm, bias)
 
 
-# The scales of a group: its rows [R, N], their bits, and where the first of them stands among all -> codes, maximum.
-FindScales = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
+# A group's rows [R, N], their part of the factor [R, R], their bits, and where the first of them stands among all.
+RoundGroup = Callable[[Tensor, Tensor, int, int], Rounded]
 
 
 def quantize(weight: Tensor, factor: Factor, layout: Layout, rounding: Rounding) -> Quantized:
     """As the original: weight [K, N] fp32, N a multiple of 32, rows in input-feature order."""
-    return _quantize(weight, factor.perm, factor.upper, layout, rounding, _searching(rounding))
+    return _quantize(weight, factor.perm, factor.upper, layout, _searching(rounding), rounding.UPDATE_ROWS)
 
 
 def quantize_fitted(
@@ -50,40 +52,47 @@ def quantize_fitted(
     """The same with fitted scales. A row's error counts as feedback will see it, a column's by column_weights [N]."""
     row_weights = factor.row_weights
 
-    def find(x: Tensor, bits: int, start: int) -> tuple[Tensor, Tensor]:
-        fit = fit_scales(x[None], row_weights[None, start : start + len(x)], column_weights, bits, rounding)
-        return fit.codes[0], fit.scale_max[0]
+    def round_group(w: Tensor, upper: Tensor, bits: int, start: int) -> Rounded:
+        tried, weights = shares(bits, NUM_MAXIMA, w.device), row_weights[start : start + len(w)]
+        return rounding.fit_and_round(w, weights, column_weights, tried, upper, bits, WINDOWS[bits])
 
-    return _quantize(weight, factor.perm, factor.upper, layout, rounding, find)
+    return _quantize(weight, factor.perm, factor.upper, layout, round_group, rounding.UPDATE_ROWS)
 
 
 def round_to_nearest(weight: Tensor, perm: Tensor, layout: Layout, rounding: Rounding) -> Quantized:
     """The original's scales, order and layout without feedback: for a head too large to factorize (format 9.4)."""
-    return _quantize(weight, perm, None, layout, rounding, _searching(rounding))
+    return _quantize(weight, perm, None, layout, _searching(rounding), rounding.UPDATE_ROWS)
 
 
-def _searching(rounding: Rounding) -> FindScales:
-    return lambda x, bits, start: search_scales(x, bits, rounding)
+def _searching(rounding: Rounding) -> RoundGroup:
+    def round_group(w: Tensor, upper: Tensor, bits: int, start: int) -> Rounded:
+        codes, scale_max = search_scales(w, bits, rounding)
+        scale = exl2.group_scales(codes, scale_max).float()
+        q, dense, errors = rounding.round_rows(w.clone(), scale, upper.contiguous(), bits)
+        return Rounded(q, codes, scale_max, dense, errors)
+
+    return round_group
 
 
 def _quantize(
-    weight: Tensor, perm: Tensor, upper: Tensor | None, layout: Layout, rounding: Rounding, find_scales: FindScales
+    weight: Tensor, perm: Tensor, upper: Tensor | None, layout: Layout, round_group: RoundGroup, update_rows: int
 ) -> Quantized:
-    w, start = weight[perm], 0
-    groups = list[tuple[Tensor, Tensor, Tensor, Tensor]]()
-    for group in layout.groups:
-        stop = start + group.rows
-        codes, scale_max = find_scales(w[start:stop], group.bits, start)
-        scale = exl2.group_scales(codes, scale_max).float()
-        block = torch.eye(group.rows, device=w.device) if upper is None else upper[start:stop, start:stop].contiguous()
-        q, dense, errors = rounding.round_rows(w[start:stop].clone(), scale, block, group.bits)
+    w, found = weight[perm], list[list[Tensor]]()
+    for run in runs(layout, update_rows):
+        stop, errors = run[-1].stop, list[Tensor]()
+        for group in run:
+            rows = group.rows
+            square = torch.eye(group.stop - group.start, device=w.device) if upper is None else upper[rows, rows]
+            *rounded, error = round_group(w[rows], square, group.bits, group.start)
+            found.append(rounded)
+            errors.append(error)
+            if upper is not None:
+                w[group.stop : stop].addmm_(upper[rows, group.stop : stop].T, error, alpha=-1)
         if upper is not None:
-            w[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-        groups.append((q, codes, scale_max, dense))
-        start = stop
-    all_q, all_codes, all_maxima, all_dense = zip(*groups, strict=True)
-    w[perm] = torch.cat(all_dense)
-    return Quantized(torch.cat(all_q), torch.stack(all_codes), torch.stack(all_maxima), layout, perm, dense=w)
+            w[stop:].addmm_(upper[run[0].start : stop, stop:].T, torch.cat(errors), alpha=-1)
+    q, codes, maxima, dense = zip(*found, strict=True)
+    w[perm] = torch.cat(dense)
+    return Quantized(torch.cat(q), torch.stack(codes), torch.stack(maxima), layout, perm, dense=w)
 
 
 def check_packing(packed: Exl2Tensor, dense: Tensor, where: str) -> None:

@@ -1,5 +1,6 @@
 """Second moments of a matrix's inputs, and the factorization that error feedback reads them through (format 9.2)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from polybit.errors import CalibrationError
 
 MIN_DAMPING = 1e-5
 MAX_ATTEMPTS = 10
+SOLVED_AT_ONCE = 512  # rows: enough for a GPU, few enough that nearly all work is in products
 
 
 class Hessian:
@@ -64,17 +66,48 @@ class Factor:
         """[K]: what a squared error of each row costs, once feedback has made up for it as far as it can."""
         return self.upper.diagonal().square().reciprocal()
 
+    def to(self, device: torch.device) -> "Factor":
+        return Factor(self.perm.to(device), self.upper.to(device))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What of a factor says how much each row matters."""
+
+    perm: Tensor  # [K] int64
+    weights: Tensor  # [K]
+
 
 def factorize(h: Tensor, damping: float, where: str) -> Factor:
     """h [K, K] -> its order and factor, once `damping` times its mean diagonal is added to it.
 
     `where` names the matrix in the error where no damping makes h invertible.
     """
-    perm = h.diagonal().argsort(descending=True, stable=True)
-    for attempt in range(MAX_ATTEMPTS):
-        upper = _inverse_factor(h, perm, damping, attempt + 1)
-        if upper is not None:
-            return Factor(perm, upper)
+    perm = _order(h)
+    return Factor(perm, _retried(_inverse_factor, h, perm, damping, where))
+
+
+def weigh_rows(h: Tensor, damping: float, where: str) -> Rows:
+    """The order and the row weights of the factor that `factorize` would find; a GPU need not invert for these."""
+    if h.device.type != "cuda":
+        factor = factorize(h, damping, where)
+        return Rows(factor.perm, factor.row_weights)
+    perm = _order(h)
+    return Rows(perm, _retried(_pivots, h, perm, damping, where))
+
+
+def _order(h: Tensor) -> Tensor:
+    return h.diagonal().argsort(descending=True, stable=True)
+
+
+def _retried(
+    find: Callable[[Tensor, Tensor, float, int], Tensor | None], h: Tensor, perm: Tensor, damping: float, where: str
+) -> Tensor:
+    """What is found with the least damping that makes h positive definite."""
+    for times in range(1, MAX_ATTEMPTS + 1):
+        found = find(h, perm, damping, times)
+        if found is not None:
+            return found
     raise CalibrationError(
         f"{where}: the Hessian of its inputs is not positive definite after adding {damping:g} of its mean diagonal "
         f"{MAX_ATTEMPTS} times; the activations are damaged or the calibration text is degenerate, use more or other "
@@ -87,15 +120,64 @@ def _inverse_factor(h: Tensor, perm: Tensor, damping: float, times: int) -> Tens
 
     No more than two matrices beside h live at a time.
     """
+    upper = (_by_flipping if h.device.type == "cuda" else _by_inverting)(h, perm, damping, times)
+    return upper if upper is not None and _is_finite(upper) else None
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    lowest, highest = tensor.aminmax()  # NaN where any element is
+    return bool(lowest.isfinite() and highest.isfinite())
+
+
+def _by_inverting(h: Tensor, perm: Tensor, damping: float, times: int) -> Tensor | None:
+    """U factors the inverse: 4/3 K^3 multiplications, all in LAPACK."""
     lower, failed = torch.linalg.cholesky_ex(_damped(h, perm, damping, times))
     if failed:
         return None
     inverse = torch.cholesky_inverse(lower)
     del lower
     upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-    del inverse
-    lowest, highest = upper.aminmax()  # NaN where any element is
-    return upper.contiguous() if not failed and lowest.isfinite() and highest.isfinite() else None
+    return None if failed else upper.contiguous()
+
+
+def _by_flipping(h: Tensor, perm: Tensor, damping: float, times: int) -> Tensor | None:
+    """U is L^-1 put back in order: half of that, mostly products."""
+    lower = _flipped_cholesky(h, perm, damping, times)
+    if lower is None:
+        return None
+    inverse = lower.contiguous()
+    del lower
+    _invert_lower(inverse)
+    return inverse.flip(0, 1)
+
+
+def _pivots(h: Tensor, perm: Tensor, damping: float, times: int) -> Tensor | None:
+    """[K]: 1 / U_ii^2, or None as _inverse_factor. The diagonal of L^-1 is one over that of L."""
+    lower = _flipped_cholesky(h, perm, damping, times)
+    if lower is None:
+        return None
+    pivots = lower.diagonal().flip(0).square()
+    return pivots if _is_finite(pivots) else None
+
+
+def _flipped_cholesky(h: Tensor, perm: Tensor, damping: float, times: int) -> Tensor | None:
+    """L with L L^T = h sorted and damped, its rows and columns in reverse order."""
+    lower, failed = torch.linalg.cholesky_ex(_damped(h, perm.flip(0), damping, times))
+    return None if failed else lower
+
+
+def _invert_lower(lower: Tensor) -> None:
+    """In place, [K, K] triangular: the inverse of [[A, 0], [B, C]] is [[A^-1, 0], [-C^-1 B A^-1, C^-1]]."""
+    size = len(lower)
+    if size <= SOLVED_AT_ONCE:
+        identity = torch.eye(size, device=lower.device)
+        lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+        return
+    half = size // 2
+    first, below, last = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    _invert_lower(first)
+    _invert_lower(last)
+    below.copy_(last @ (below @ first)).neg_()
 
 
 def _damped(h: Tensor, perm: Tensor, damping: float, times: int) -> Tensor:

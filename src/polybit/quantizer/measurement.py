@@ -5,22 +5,35 @@ take, which follow from the shapes of their matrices; fine-tunes of one model ma
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from polybit import spec
 from polybit.errors import JobError
 from polybit.format.files import atomic_write_json
+from polybit.quantizer.allocate import Choice, allocate
 from polybit.quantizer.candidates import ParameterSet
 from polybit.quantizer.measure import MeasuredOption
-from polybit.quantizer.slots import Slot, slots_of
+from polybit.quantizer.slots import Slot, all_slots, slots_of
 
 FILE_NAME = "measurement.json"
 OTHER_MODEL = "it was measured on another model, measure this one"
 SAME_SHAPES = 0.01  # by how much a file's counts may differ: other writers may count small tensors in another way
 
 Measurement = list[list[MeasuredOption]]  # by slot in model order: attention, MLP, attention, ...
+
+
+def choose(measurement: Measurement, model: spec.Model, bits: float) -> list[MeasuredOption]:
+    """The option of each slot that comes to `bits` a weight with the least loss; the same at every run."""
+    choices = [[Choice(option.num_bits, option.loss) for option in options] for options in measurement]
+    picked = allocate(choices, bits, sum(slot.num_weights for slot in all_slots(model)))
+    return [options[i] for options, i in zip(measurement, picked, strict=True)]
+
+
+def predicted_nats(chosen: Sequence[MeasuredOption]) -> float:
+    """What options that were priced in nats come to together."""
+    return sum(option.loss for option in chosen)
 
 
 def write_measurement(path: Path, model: spec.Model, measurement: Measurement) -> None:

@@ -10,7 +10,7 @@ from polybit.model.source import vector_shapes
 from polybit.quantizer.candidates import HEAD_SETS
 from polybit.quantizer.operations import active_share
 from polybit.quantizer.options import ConvertOptions
-from polybit.quantizer.part import TOKENS_AT_ONCE
+from polybit.quantizer.part import RESIDENT_BYTES, TOKENS_AT_ONCE
 from polybit.quantizer.target import Target
 
 FLOAT = 4  # bytes of a number while it is computed with
@@ -37,6 +37,8 @@ class MemoryNeeds:
 
     device: int  # of the device that computes
     ram: int  # beside that, where the device is no processor; the process itself included
+    resident: int  # states, of which a device that is no processor has copies for the length of a layer
+    helper: int  # of each further device, which rounds one matrix at a time
 
 
 def memory_needs(model: spec.Model, options: ConvertOptions) -> MemoryNeeds:
@@ -44,9 +46,20 @@ def memory_needs(model: spec.Model, options: ConvertOptions) -> MemoryNeeds:
     tokens, width = _num_tokens(options), model.hidden_size
     layers = max(_layer_bytes(model, block) for block in model.blocks)
     head = FLOAT * (HEAD_COPIES * model.head.linear.in_features * model.head.linear.padded_out_features + width**2)
-    states = FLOAT * PASS_STATES * tokens * width
+    states = FLOAT * tokens * width
     table = (FLOAT + 2) * model.embedding.num_rows * width  # as stored, and in fp32
-    return MemoryNeeds(device=max(layers, head), ram=PROCESS_BYTES + states + table)
+    helper = FLOAT * max(map(_matrix_numbers, model.linears))
+    return MemoryNeeds(
+        device=max(layers, head),
+        ram=PROCESS_BYTES + PASS_STATES * states + table,
+        resident=PASS_STATES * states if states <= RESIDENT_BYTES else 0,
+        helper=helper,
+    )
+
+
+def _matrix_numbers(linear: spec.Linear) -> int:
+    """That rounding a matrix works on where it is alone."""
+    return (1 + MATRIX_COPIES) * linear.in_features * linear.padded_out_features + FACTOR_COPIES * linear.in_features**2
 
 
 def _layer_bytes(model: spec.Model, block: spec.Block) -> int:

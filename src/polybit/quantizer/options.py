@@ -35,6 +35,7 @@ class ConvertOptions:
     public: bool = False  # whether anybody sees a repository that this makes
     resume: bool = True  # continue an interrupted job; False: delete what it left
     device: str | None = None
+    devices: str | None = None  # several of one kind, as cuda:0,cuda:1: the first is `device`, all round matrices
     rope_scale: float | None = None
     rope_alpha: float | None = None
 
@@ -45,6 +46,11 @@ class ConvertOptions:
         if isinstance(self.calibration, Path):
             object.__setattr__(self, "calibration", str(self.calibration))
         check_kinds(self, JobError)
+
+    @property
+    def first_device(self) -> str | None:
+        """That holds a layer, and the model where it is needed whole; None: nobody said."""
+        return self.device if self.devices is None else self.devices.partition(",")[0].strip()
 
     @property
     def how(self) -> Method:
@@ -89,6 +95,8 @@ def check_options(options: ConvertOptions) -> None:
         raise JobError("measure_only makes a measurement, and measurement brings one; give one of the two")
     if options.calibration == "":
         raise JobError("calibration is '', expected a file, a folder or a dataset's id; leave it out for found text")
+    if options.device is not None and options.devices is not None:
+        raise JobError(f"device {options.device} and devices {options.devices} are both given; give one of the two")
     if options.measure_only and options.push_to_hub is not None:
         raise JobError(f"measure_only makes no model for {options.push_to_hub}; leave out one of the two")
     if options.public and options.push_to_hub is None:

@@ -23,6 +23,7 @@ from polybit.quantizer.slots import Input, Slot, slots_of
 log = logging.getLogger(__name__)
 
 TOKENS_AT_ONCE = 2048
+RESIDENT_BYTES = 1 << 29  # states up to so large stay on the device: they are little beside a layer
 
 Forward = Callable[[Tensor, Step, KVStore], Tensor]  # [T, E] -> [T, E]
 Visit = Callable[["Part", Tensor], Tensor]
@@ -36,7 +37,7 @@ class Part:
     device: torch.device
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [R, L, E] -> [R, L, E], both on the CPU. CalibrationError where a result is not finite."""
+        """x [R, L, E] -> [R, L, E], which lies where x does. CalibrationError where a result is not finite."""
         out = torch.empty_like(x)
         for rows, result in zip(chunks(x), chunks(out), strict=True):
             step, store = whole_rows(rows.shape[0], rows.shape[1], self.device)
@@ -128,6 +129,7 @@ class OpenBlock:
 
     def advance(self, x: Tensor, visit: Visit) -> Tensor:
         """The block's output for x [R, L, E], where `visit` says what each part makes of its input."""
+        x = resident(x, self.device)
         if self.is_parallel:
             return x + visit(self.attention, x) + visit(self.mlp, x)
         return visit(self.mlp, visit(self.attention, x))
@@ -155,6 +157,11 @@ def _forwards(layer: Layer) -> tuple[Forward, Forward]:
             return attn, lambda x, step, store: mlp(x)
         case ParallelLayer(attn=parallel_attn, mlp=parallel_mlp):
             return parallel_attn, lambda x, step, store: parallel_mlp(x)
+
+
+def resident(x: Tensor, device: torch.device) -> Tensor:
+    """States x [R, L, E] on the device, if it should hold as much for the length of a layer; else as they are."""
+    return x.to(device) if x.numel() * x.element_size() <= RESIDENT_BYTES else x
 
 
 def chunks(x: Tensor) -> tuple[Tensor, ...]:

@@ -1,7 +1,11 @@
-"""The passes of a conversion over the layers: judge every option, quantize with the chosen ones, and the head."""
+"""The passes of a conversion over the layers: judge every option, quantize with the chosen ones, and the head.
 
-from collections.abc import Iterator, Mapping, Sequence
+A layer and its statistics lie on one device; its matrices are priced and rounded on all that there are.
+"""
+
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +20,7 @@ from polybit.modules.weights import NormFn
 from polybit.quantizer.candidates import HEAD_SETS, Option
 from polybit.quantizer.descent import descend
 from polybit.quantizer.gptq import Quantized, check_packing, quantize, quantize_fitted, round_to_nearest
-from polybit.quantizer.hessian import Factor, Hessian, factorize, shrink
+from polybit.quantizer.hessian import Factor, Hessian, factorize, shrink, weigh_rows
 from polybit.quantizer.job import Job
 from polybit.quantizer.measure import MeasuredOption, measure_part
 from polybit.quantizer.method import Method
@@ -25,7 +29,8 @@ from polybit.quantizer.part import OpenBlock, Part, open_block, relative_error
 from polybit.quantizer.pricing import Table, block_costs, options_of, set_within
 from polybit.quantizer.probe import Probe, ProbeWeights, in_half
 from polybit.quantizer.progress import Advance
-from polybit.quantizer.sensitivity import Sensitivity, backward, head_gradient
+from polybit.quantizer.sensitivity import Echo, Sensitivity, backward, head_gradient
+from polybit.quantizer.spread import Work, spread
 from polybit.quantizer.stored import head_weight
 
 JUDGED_ROWS = 4  # that a quantized part's error is reported of
@@ -43,6 +48,11 @@ class Workbench:
     rounding: Rounding
     device: torch.device
     method: Method
+    helpers: tuple[torch.device, ...] = ()  # that take matrices off the device, and are of its kind
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        return self.device, *self.helpers
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [R, L] -> the states before the first layer, [R, L, E] fp32."""
@@ -69,16 +79,14 @@ class Workbench:
         """h [K, K] as far as the method trusts it."""
         return shrink(h, self.method.shrinkage)
 
-    def factorize(self, trusted: Tensor, where: str) -> Factor:
-        return factorize(trusted, self.method.damping, where)
-
     def price(self, weight: Tensor, trusted: Tensor, columns: Tensor, where: str) -> Table:
         """weight [K, N], trusted [K, K], columns [N] -> what its blocks cost at every width."""
-        return block_costs(weight, self.factorize(trusted, where), columns, self.rounding)
+        return block_costs(weight, weigh_rows(trusted, self.method.damping, where), columns, self.rounding)
 
     def round(self, weight: Tensor, trusted: Tensor, layout: Layout, columns: Tensor, where: str) -> Quantized:
         """A method by loss on one matrix. The factor, as large as `trusted`, is gone before descent begins."""
-        fed_back = quantize_fitted(weight, self.factorize(trusted, where), layout, columns, self.rounding)
+        damping = self.method.damping
+        fed_back = quantize_fitted(weight, factorize(trusted, damping, where), layout, columns, self.rounding)
         return descend(fed_back, weight, trusted, self.method.sweeps, self.rounding)
 
 
@@ -87,7 +95,7 @@ def measure_layer(bench: Workbench, layer: int, x: Tensor) -> tuple[Tensor, list
     measured = list[list[MeasuredOption]]()
 
     def visit(part: Part, part_input: Tensor) -> Tensor:
-        output, options = measure_part(part, part_input, bench.rounding)
+        output, options = measure_part(part, part_input, bench.rounding, bench.devices)
         measured.append(options)
         return output
 
@@ -111,11 +119,21 @@ def go_back(
     found = {key: echo.sensitivity(num_tokens) for key, echo in echoes.items()}
     if not priced:
         return gradient, found, []
-    tables = {}
-    for key in found:
-        trusted = bench.trust(echoes.pop(key).hessian())
-        tables[key] = bench.price(block.probes[key].original, trusted, found[key].columns, key)
+    works = {
+        key: Work(block.probes[key].original.numel(), partial(_price, bench, block.probes[key], echoes, each.columns))
+        for key, each in found.items()
+    }
+    tables = dict(spread(bench.devices, works))
     return gradient, found, [options_of(part.slot, tables) for part in block.parts]
+
+
+def _price(
+    bench: Workbench, probe: Probe, echoes: MutableMapping[str, Echo], columns: Tensor, device: torch.device
+) -> Table:
+    """Of one matrix, whose echo is used up."""
+    key = probe.node.key
+    trusted = bench.trust(echoes.pop(key).hessian().to(device))
+    return bench.price(probe.original.to(device), trusted, columns.to(device), key)
 
 
 def quantize_layer(
@@ -138,13 +156,12 @@ def quantize_layer(
         option, judged = next(options), slice(None, None, -(-len(x) // JUDGED_ROWS))
         if bench.method.by_loss:
             wanted = part(part_input[judged])
-            found = _in_order(bench, part, part_input, option, sensitivities)
+            found = _in_order(bench, job, part, part_input, option, sensitivities)
         else:
             outputs, factors = part.run_and_factorize(part_input)
-            wanted, found = outputs[judged], _at_once(bench, part, option, factors)
-        for key, quantized in found:
-            keep(job, part.probes[key], quantized)
-            part.probes[key].weight = quantized.dense
+            wanted, found = outputs[judged], _at_once(bench, job, part, option, factors)
+        for key, dense in found:
+            part.probes[key].weight = dense
         output = part(part_input)
         errors[part.slot.name] = relative_error(output[judged], wanted)
         return output
@@ -153,26 +170,58 @@ def quantize_layer(
 
 
 def _at_once(
-    bench: Workbench, part: Part, option: Option, factors: Mapping[str, Factor]
-) -> Iterator[tuple[str, Quantized]]:
+    bench: Workbench, job: Job, part: Part, option: Option, factors: Mapping[str, Factor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Each matrix as a reader will see it, [K, N]."""
+    works = dict[str, Work[Tensor]]()
     for role, linear in part.slot.linears:
-        layout = option[role].layout(linear.in_features)
-        yield linear.key, quantize(part.probes[linear.key].original, factors[linear.key], layout, bench.rounding)
+        probe, layout = part.probes[linear.key], option[role].layout(linear.in_features)
+        works[linear.key] = Work(
+            probe.original.numel(), partial(_round, bench, job, probe, factors[linear.key], layout)
+        )
+    return spread(bench.devices, works)
+
+
+def _round(bench: Workbench, job: Job, probe: Probe, factor: Factor, layout: Layout, device: torch.device) -> Tensor:
+    quantized = quantize(probe.original.to(device), factor.to(device), layout, bench.rounding)
+    keep(job, probe, quantized)
+    return quantized.dense.to(bench.device)
 
 
 def _in_order(
-    bench: Workbench, part: Part, x: Tensor, option: Option, sensitivities: Mapping[str, Sensitivity]
-) -> Iterator[tuple[str, Quantized]]:
-    """Each input's statistics are taken when the matrices before it are quantized: the caller swaps them in."""
+    bench: Workbench, job: Job, part: Part, x: Tensor, option: Option, sensitivities: Mapping[str, Sensitivity]
+) -> Iterator[tuple[str, Tensor]]:
+    """The same by loss. Each input's statistics are taken when the matrices before it are quantized: the caller swaps
+    them in."""
     roles = {linear.key: role for role, linear in part.slot.linears}
     for heard in part.slot.inputs:
         # Experts get other tokens once what comes before them is quantized, so theirs count alike.
         weights = {} if heard.is_routed else {linear.key: sensitivities[linear.key].tokens for linear in heard.linears}
         hessians = part.hear(x, heard, weights)
+        works = dict[str, Work[Tensor]]()
         for linear in heard.linears:
-            key, layout = linear.key, option[roles[linear.key]].layout(linear.in_features)
-            trusted, columns = bench.trust(hessians.pop(key)), sensitivities[key].columns
-            yield key, bench.round(part.probes[key].original, trusted, layout, columns, key)
+            probe, columns = part.probes[linear.key], sensitivities[linear.key].columns
+            layout = option[roles[linear.key]].layout(linear.in_features)
+            run = partial(_round_by_loss, bench, job, probe, hessians, layout, columns)
+            works[linear.key] = Work(probe.original.numel(), run)
+        yield from spread(bench.devices, works)
+
+
+def _round_by_loss(
+    bench: Workbench,
+    job: Job,
+    probe: Probe,
+    hessians: MutableMapping[str, Tensor],
+    layout: Layout,
+    columns: Tensor,
+    device: torch.device,
+) -> Tensor:
+    """One matrix, whose Hessian is used up."""
+    key = probe.node.key
+    trusted = bench.trust(hessians.pop(key).to(device))
+    quantized = bench.round(probe.original.to(device), trusted, layout, columns.to(device), key)
+    keep(job, probe, quantized)
+    return quantized.dense.to(bench.device)
 
 
 def quantize_head(bench: Workbench, job: Job, x: Tensor, head_bits: int) -> None:
@@ -204,6 +253,6 @@ def _head_within(bench: Workbench, probe: Probe, h: Tensor, num_bits: int) -> Qu
 
 def keep(job: Job, probe: Probe, quantized: Quantized) -> None:
     """Pack, check what a reader will make of it, and write it into the job's folder."""
-    packed = quantized.encode(probe.bias)
+    packed = quantized.encode(None if probe.bias is None else probe.bias.to(quantized.q.device))
     check_packing(packed, quantized.dense, probe.node.key)
     keep_quantized(job, probe.node.key, packed)

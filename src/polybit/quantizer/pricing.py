@@ -14,7 +14,7 @@ from torch import Tensor
 from polybit.format.exl2 import Group, Layout, storage_bits
 from polybit.kernels.rounding import Rounding
 from polybit.quantizer.candidates import ParameterSet
-from polybit.quantizer.hessian import Factor
+from polybit.quantizer.hessian import Rows
 from polybit.quantizer.measure import MIN_ACCURACY, MeasuredOption
 from polybit.quantizer.scales import fit_scales
 from polybit.quantizer.slots import Slot
@@ -30,15 +30,15 @@ PRICES_AN_OCTAVE = 2  # a bit more of every weight divides its cost by four, two
 Table = NDArray[np.float64]  # [widths, blocks]
 
 
-def block_costs(weight: Tensor, factor: Factor, columns: Tensor, rounding: Rounding) -> Table:
+def block_costs(weight: Tensor, order: Rows, columns: Tensor, rounding: Rounding) -> Table:
     """The nats that each block of weight [K, N] costs at each width; columns [N] as in Sensitivity."""
-    w, row_weights = weight[factor.perm], factor.row_weights
+    w = weight[order.perm]
     table = np.empty((len(WIDTHS), -(-len(w) // BLOCK)))
     for costs, bits in zip(table, WIDTHS, strict=True):
         whole = len(w) // GROUP_SIZES[bits] * GROUP_SIZES[bits]
         for rows, size in ((slice(0, whole), GROUP_SIZES[bits]), (slice(whole, len(w)), len(w) - whole)):
             if rows.start < rows.stop:
-                groups, weights = w[rows].unflatten(0, (-1, size)), row_weights[rows].unflatten(0, (-1, size))
+                groups, weights = w[rows].unflatten(0, (-1, size)), order.weights[rows].unflatten(0, (-1, size))
                 found = fit_scales(groups, weights, columns, bits, rounding, NUM_MAXIMA).cost.cpu().numpy() / 2
                 num_blocks = size // BLOCK
                 costs[rows.start // BLOCK : rows.stop // BLOCK] = (found / num_blocks).repeat(num_blocks)
@@ -52,8 +52,10 @@ def options_of(slot: Slot, tables: Mapping[str, Table]) -> list[MeasuredOption]:
         role: _block_bits(sum(linear.padded_out_features for linear in linears)) for role, linears in slot.roles.items()
     }
     found = dict[int, MeasuredOption]()
-    for price in _prices(by_role.values(), bits.values()):
-        chosen = {role: _cheapest(table, bits[role], price) for role, table in by_role.items()}
+    prices = np.array(list(_prices(by_role.values(), bits.values())))
+    by_price = {role: _cheapest(table, bits[role], prices) for role, table in by_role.items()}
+    for i in range(len(prices)):
+        chosen = {role: widths[i] for role, widths in by_price.items()}
         sets = {role: _parameter_set(widths) for role, widths in chosen.items()}
         nats = sum(float(by_role[role][widths, range(len(widths))].sum()) for role, widths in chosen.items())
         num_bits = slot.num_bits(sets)
@@ -64,7 +66,8 @@ def options_of(slot: Slot, tables: Mapping[str, Table]) -> list[MeasuredOption]:
 def set_within(table: Table, num_columns: int, num_bits: int) -> ParameterSet:
     """The dearest set for one matrix of these block costs that takes at most `num_bits`, else the cheapest there is."""
     bits, rows = _block_bits(num_columns), BLOCK * table.shape[1]
-    sets = [_parameter_set(_cheapest(table, bits, price)) for price in _prices([table], [bits], 32)]
+    prices = np.array(list(_prices([table], [bits], 32)))
+    sets = [_parameter_set(widths) for widths in _cheapest(table, bits, prices)]
     fitting = [found for found in sets if storage_bits(found.layout(rows), num_columns, False) <= num_bits]
     return fitting[-1] if fitting else sets[0]
 
@@ -96,19 +99,21 @@ def _prices(tables: Iterable[Table], bits: Iterable[Table], an_octave: int = PRI
     yield 0.0
 
 
-def _cheapest(table: Table, bits: Table, price: float) -> NDArray[np.int64]:
-    """The index of each block's width, never more bits below than above, with the least cost + price * bits."""
-    whole = np.broadcast_to(bits[:, None], table.shape) if np.isinf(price) else table + price * bits[:, None]
-    best, came_from = whole[:, 0], []
-    for column in whole.T[1:]:
-        least = np.minimum.accumulate(best)
-        from_above = np.maximum.accumulate(np.where(best == least, np.arange(len(best)), 0))
+def _cheapest(table: Table, bits: Table, prices: Table) -> NDArray[np.int64]:
+    """[P, blocks], for prices [P]: each block's width by its index, never more bits below than above, with the least
+    cost + price * bits."""
+    whole = table + prices[:, None, None] * bits[:, None]  # [P, widths, blocks]
+    whole[np.isinf(prices)] = bits[:, None]
+    best, came_from, every = whole[..., 0], [], np.arange(len(bits))
+    for block in range(1, table.shape[1]):
+        least = np.minimum.accumulate(best, 1)
+        from_above = np.maximum.accumulate(np.where(best == least, every, 0), 1)
         came_from.append(from_above)
-        best = best[from_above] + column
-    path = [int(best.argmin())]
+        best = np.take_along_axis(best, from_above, 1) + whole[..., block]
+    path = [best.argmin(1)]
     for from_above in reversed(came_from):
-        path.append(int(from_above[path[-1]]))
-    return np.array(path[::-1])
+        path.append(np.take_along_axis(from_above, path[-1][:, None], 1)[:, 0])
+    return np.stack(path[::-1], 1)
 
 
 def _parameter_set(widths: NDArray[np.int64]) -> ParameterSet:

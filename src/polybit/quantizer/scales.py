@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polybit.format import exl2
+from polybit.kernels.reference.groups import fit
 from polybit.kernels.rounding import Rounding
 
 NUM_FACTORS = 97
@@ -52,21 +52,15 @@ class Fit:
     cost: Tensor  # [G] fp64: the sum over a group of row weight times column weight times squared error
 
 
+@cache
+def shares(bits: int, num_maxima: int, device: torch.device) -> Tensor:
+    """[num_maxima], kept on each device: the maxima tried, as multiples of the one that clips nothing."""
+    return torch.logspace(np.log10(LOWEST[bits]), np.log10(HIGHEST), num_maxima, device=device)
+
+
 def fit_scales(
-    x: Tensor, row_weights: Tensor, column_weights: Tensor, bits: int, rounding: Rounding, num_maxima: int = NUM_MAXIMA
+    x: Tensor, row_weights: Tensor, column_weights: Tensor, bits: int, rounding: Rounding, num_maxima: int
 ) -> Fit:
     """x [G, R, N] fp32, the rows of groups, row_weights [G, R], column_weights [N]. Realised scales are compared."""
-    top = x.abs().amax((1, 2)) / ((1 << (bits - 1)) - 0.5)
-    share = torch.logspace(np.log10(LOWEST[bits]), np.log10(HIGHEST), num_maxima, device=x.device)
-    maxima = (share * top[:, None]).half()
-    table = realised_scales(maxima)
-    costs, codes = rounding.scale_costs(x, row_weights, column_weights, table, bits, WINDOWS[bits])
-    best = costs.argmin(1, keepdim=True)
-    chosen = codes.gather(1, best[..., None].expand(-1, -1, codes.shape[2]))
-    return Fit(chosen[:, 0], maxima.gather(1, best)[:, 0], costs.gather(1, best)[:, 0])
-
-
-def realised_scales(maxima: Tensor) -> Tensor:
-    """maxima [...] fp16 -> [..., 16] fp32: the scale of every code, in rising order."""
-    every = torch.arange(16, dtype=torch.uint8, device=maxima.device)
-    return exl2.group_scales(every.expand(*maxima.shape, 16), maxima).float()
+    tried = shares(bits, num_maxima, x.device)
+    return Fit(*fit(rounding.scale_costs, x, row_weights, column_weights, tried, bits, WINDOWS[bits]))

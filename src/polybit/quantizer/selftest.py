@@ -77,7 +77,7 @@ def _compare(bench: Workbench, written: ModelSource, bits: float, advance: Advan
         wanted, heard = _run_and_hear(bench.open(index), wanted)
         layer, matrices = streamed.block(index)
         found = layer(found, step, store)
-        drift.append(relative_error(found.float().cpu().view_as(wanted), wanted))
+        drift.append(relative_error(found.float().to(wanted.device).view_as(wanted), wanted))
         errors |= {key: _matrix_error(matrices[key], streamed.dtype, *pair) for key, pair in heard.items()}
         advance(index + 1, count + 1)
     source_score, score = _scores(bench, shell, windows, wanted, found.view_as(wanted))

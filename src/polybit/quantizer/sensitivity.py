@@ -15,7 +15,7 @@ from polybit.modules.step import whole_rows
 from polybit.modules.weights import NormFn
 from polybit.quantizer.draw import draw
 from polybit.quantizer.job import Job
-from polybit.quantizer.part import OpenBlock, chunks
+from polybit.quantizer.part import OpenBlock, chunks, resident
 from polybit.quantizer.probe import Probe
 from polybit.quantizer.progress import Advance
 
@@ -85,6 +85,7 @@ def _logits_gradient(normed: Tensor, head: Probe, softcap: float | None, generat
 
 def backward(block: OpenBlock, x: Tensor, gradient: Tensor) -> tuple[Tensor, dict[str, Echo]]:
     """x [R, L, E] the block's inputs, gradient [R, L, E] at its outputs -> the gradient at x, echoes by key."""
+    x, gradient = (resident(states, block.device) for states in (x, gradient))
     echoes, out = {key: Echo(probe) for key, probe in block.probes.items()}, torch.empty_like(x)
     for key, probe in block.probes.items():
         probe.gradient_listener = echoes[key].add
@@ -101,15 +102,16 @@ def backward(block: OpenBlock, x: Tensor, gradient: Tensor) -> tuple[Tensor, dic
 
 def keep_sensitivities(job: Job, layer: int, found: Mapping[str, Sensitivity]) -> None:
     tensors = {f"{key}.tokens": each.tokens for key, each in found.items()}
-    job.keep_tensors(_name(layer), tensors | {f"{key}.columns": each.columns for key, each in found.items()})
+    job.keep_tensors(tensors_name(layer), tensors | {f"{key}.columns": each.columns for key, each in found.items()})
 
 
 def kept_sensitivities(job: Job, layer: int, device: torch.device) -> dict[str, Sensitivity]:
     """JobError where they are damaged."""
-    tensors = {name: tensor.to(device) for name, tensor in job.kept_tensors(_name(layer)).items()}
+    tensors = {name: tensor.to(device) for name, tensor in job.kept_tensors(tensors_name(layer)).items()}
     keys = {name.rpartition(".")[0] for name in tensors}
     return {key: Sensitivity(tensors[f"{key}.tokens"], tensors[f"{key}.columns"]) for key in keys}
 
 
-def _name(layer: int) -> str:
+def tensors_name(layer: int) -> str:
+    """Where a job keeps them."""
     return f"sensitivity/{layer:05}"

@@ -5,6 +5,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
 
 from packed_model import pack_model
 from polybit.cli import dry_run
@@ -54,6 +55,25 @@ def test_too_little_memory_is_said(
     found = polybit_cli("convert", model_folder, tmp_path / "out", "--dry-run", *CPU)
     assert found.code == 0
     assert "of 1 bytes free; that is not enough" in found.out
+
+
+def test_every_gpu_is_told_what_it_takes(
+    polybit_cli: Polybit, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "made up")
+    monkeypatch.setattr(dry_run, "free_bytes", lambda device: 1 if device.index == 1 else 10**9)
+    found = polybit_cli("convert", model_folder, tmp_path / "out", "--dry-run", "--devices", "cuda:0,cuda:1")
+    lines = {line[:12].strip(): line for line in found.out.splitlines()}
+    assert "of 1.00 GB free" in lines["GPU memory"]
+    assert "of 1 bytes free; that is not enough" in lines["of cuda:1"]
+    assert "as if it were alone" in found.out
+
+
+def test_a_device_and_devices_are_one_too_many(polybit_cli: Polybit, model_folder: Path, tmp_path: Path) -> None:
+    found = polybit_cli("convert", model_folder, tmp_path / "out", "--devices", "cuda:0,cuda:1", *CPU)
+    assert (found.code, found.err.count("\n")) == (2, 1)
+    assert "device cpu and devices cuda:0,cuda:1 are both given; give one of the two" in found.err
 
 
 def test_a_gguf_file_is_not_unpacked(polybit_cli: Polybit, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from polybit.errors import KernelError
-from polybit.model.device import choose_device
+from polybit.errors import ConfigError, KernelError
+from polybit.model.device import choose_device, choose_devices
 
 
 @pytest.fixture(params=[0, 1, 3])
@@ -35,3 +35,33 @@ def test_there_is_one_processor_and_one_apple_gpu(name: str, monkeypatch: pytest
 @pytest.mark.parametrize("name", ["cpu", "cpu:0"])
 def test_the_processor_itself(name: str) -> None:
     assert choose_device(name).type == "cpu"
+
+
+def test_several_gpus_in_the_order_that_they_were_named(num_gpus: int) -> None:
+    if num_gpus == 3:
+        assert choose_devices("cuda:2, cuda:0") == (torch.device("cuda:2"), torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        ("cuda:0,cuda:1,cuda", "names one of them twice"),
+        ("cpu,cpu", "names one of them twice"),
+        ("cuda:0,cpu", "are of different kinds"),
+        ("cuda:0,,cuda:1", "lacks a name"),
+        ("", "lacks a name"),
+    ],
+)
+def test_devices_that_do_not_go_together(names: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "made up")
+    with pytest.raises(ConfigError, match=f"^devices '{names}' {problem}"):
+        choose_devices(names)
+
+
+def test_one_of_several_devices_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "made up")
+    for names, problem in (("cuda:0,gpu", "'gpu' is not one that torch knows"), ("cuda:0,cuda:1", "cuda:1 was asked")):
+        with pytest.raises(KernelError, match=f"^device {problem}"):
+            choose_devices(names)

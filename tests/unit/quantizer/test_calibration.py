@@ -121,7 +121,8 @@ def test_a_hub_dataset_is_fetched_file_by_file(tmp_path: Path, monkeypatch: pyte
         return str(tmp_path / name)
 
     names = ["README.md", "test.jsonl", "train-1.jsonl", "train-0.jsonl"]
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: SimpleNamespace(list_repo_files=lambda *_, **__: names))
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: info)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     found = read_calibration("someone/words", Shape(1, 30, 256), encode)
     assert text_of(found) == "text of train-0.jsonl text of "
@@ -139,14 +140,19 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
     class Unreachable(HfHubHTTPError.__bases__[0]):
         """An error of the HTTP library that the Hub's client is built on."""
 
-    def refuse(*_: Any, **__: Any) -> list[str]:
+    patience = list[float]()
+
+    def refuse(*_: Any, timeout: float) -> None:
+        patience.append(timeout)
         raise Unreachable("connection\nrefused")
 
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: SimpleNamespace(list_repo_files=refuse))
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
     with pytest.raises(
         CalibrationError, match=r"^calibration text someone/words is neither [^\n]*\(connection refused\)"
     ):
         list(datasets.documents("someone/words"))
+    assert len(patience) == 1
+    assert 0 < patience[0] <= 10
 
 
 # ---- the default

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from polybit.errors import CalibrationError, FormatError, JobError, PolybitError
 from polybit.format import exl2, files
+from polybit.kernels.reference import rounding as reference
 from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
 from polybit.modules.mlp import SparseMoe
 from polybit.modules.step import whole_rows
 from polybit.quantizer import begin, folders, job, passes
+from polybit.quantizer import convert as conversion
 from polybit.quantizer.calibration import PASSAGE
 from polybit.quantizer.convert import ConvertOptions, ConvertProgress, ConvertResult, convert
 from polybit.quantizer.method import METHODS
@@ -97,6 +100,7 @@ def test_other_files_come_along_and_the_job_is_gone(tiny: Path, done: ConvertRes
         "README.md",
         "config.json",
         "measurement.json",
+        "measurement.sensitivities",
         "output.safetensors",
         "report.html",
         "report.png",
@@ -114,6 +118,28 @@ def test_unquantized_tensors_are_fp16(tiny: Path, done: ConvertResult) -> None:
 
 def test_same_bytes_at_every_run(tiny: Path, text: Path, done: ConvertResult, tmp_path: Path) -> None:
     assert contents(convert(tiny, tmp_path / "out", options(text)).folder) == contents(done.folder)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_bytes_however_many_devices_share_the_matrices(
+    method: str, make_model: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three threads on the one processor; Numba's loops must not run in several."""
+    qwen = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}  # which has biases
+    model, ran = make_model(num_hidden_layers=1, **qwen), set[str]()
+    round_to_scale = reference.round_rows
+
+    def watched(*args: Any) -> Any:
+        ran.add(threading.current_thread().name)
+        return round_to_scale(*args)
+
+    monkeypatch.setattr(conversion, "choose_rounding", lambda device: reference)
+    monkeypatch.setattr(reference, "round_rows", watched)
+    alone = convert(model, tmp_path / "alone", options(text, method=method))
+    assert len(ran) == 1
+    monkeypatch.setattr(conversion, "devices_of", lambda options: (torch.device("cpu"),) * 3)
+    assert contents(convert(model, tmp_path / "shared", options(text, method=method)).folder) == contents(alone.folder)
+    assert len(ran) > 2
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -203,6 +229,68 @@ def test_a_measurement_serves_any_bits(
     assert convert(tiny, tmp_path / "less", less).bits <= 4.0
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The layers that conversions have gone back through."""
+    layers, go_back = list[int](), conversion.go_back
+
+    def watched(bench: Any, layer: int, *rest: Any) -> Any:
+        layers.append(layer)
+        return go_back(bench, layer, *rest)
+
+    monkeypatch.setattr(conversion, "go_back", watched)
+    return layers
+
+
+def test_sensitivities_beside_a_measurement_spare_the_way_back(
+    tiny: Path, text: Path, done: ConvertResult, tmp_path: Path, asked: list[int]
+) -> None:
+    again = convert(tiny, tmp_path / "same", options(text, measurement=done.folder))
+    found, wanted = contents(again.folder), contents(done.folder)
+    assert {name for name in wanted if found[name] != wanted[name]} <= {"README.md"}  # which tells where they are from
+    assert "backward" not in again.seconds
+    convert(tiny, tmp_path / "less", options(text, bits=4.0, measurement=again.measurement))
+    assert asked == []
+
+
+@pytest.mark.parametrize("changes", [{"rows": 2}, {"length": 60}, {"rope_scale": 2.0}, {"calibration": "other"}])
+def test_sensitivities_of_other_text_or_positions_are_asked_anew(
+    changes: dict[str, Any], tiny: Path, text: Path, done: ConvertResult, tmp_path: Path, asked: list[int]
+) -> None:
+    if "calibration" in changes:
+        other = tmp_path / "other.txt"
+        other.write_text(text.read_text().replace("plus", "and"))
+        changes = {"calibration": str(other)}
+    found = convert(tiny, tmp_path / "out", options(text, measurement=done.measurement, **changes))
+    assert asked == [1, 0]
+    assert contents(found.folder)["measurement.sensitivities"] != contents(done.folder)["measurement.sensitivities"]
+
+
+def test_sensitivities_of_another_model_are_asked_anew(
+    make_model: Make, text: Path, done: ConvertResult, tmp_path: Path, asked: list[int]
+) -> None:
+    tuned = make_model(seed=1)
+    alone = convert(tuned, tmp_path / "alone", options(text, measurement=bare(done, tmp_path)))
+    beside = convert(tuned, tmp_path / "beside", options(text, measurement=done.measurement))
+    assert asked == [1, 0, 1, 0]
+    assert contents(beside.folder) == contents(alone.folder)
+
+
+def bare(done: ConvertResult, folder: Path) -> Path:
+    """The measurement without the sensitivities."""
+    return Path(shutil.copy(done.measurement, folder / "bare.json"))
+
+
+def test_damaged_sensitivities_are_refused(tiny: Path, text: Path, done: ConvertResult, tmp_path: Path) -> None:
+    measurement, beside = bare(done, tmp_path), tmp_path / "bare.sensitivities"
+    whole = (done.folder / "measurement.sensitivities").read_bytes()
+    for damaged in (whole[:-1], whole[:-4] + b"abcd", b"", b"{}"):
+        beside.write_bytes(damaged)
+        with pytest.raises(JobError, match=r"bare\.sensitivities is damaged; delete it"):
+            convert(tiny, tmp_path / "out", options(text, measurement=measurement))
+        assert not (tmp_path / "out").exists()
+
+
 def test_the_original_s_options_serve_the_other_method(
     tiny: Path, text: Path, done_by: dict[str, ConvertResult], tmp_path: Path
 ) -> None:
@@ -216,6 +304,7 @@ def test_measuring_alone(tiny: Path, text: Path, done: ConvertResult, tmp_path: 
     for _ in range(2):  # the second time there is nothing left to do
         convert(tiny, tmp_path / "out", options(text, measure_only=True, save_measurement=saved))
     assert saved.read_bytes() == done.measurement.read_bytes()
+    assert (tmp_path / "m.sensitivities").read_bytes() == (done.folder / "measurement.sensitivities").read_bytes()
     assert contents(convert(tiny, tmp_path / "out", options(text)).folder) == contents(done.folder)
 
 

@@ -1,6 +1,7 @@
 """Fitted scales and coordinate descent, against the cost that both are there to lower."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from polybit.quantizer.candidates import parameter_set
 from polybit.quantizer.descent import descend
 from polybit.quantizer.gptq import Quantized, quantize, quantize_fitted
 from polybit.quantizer.hessian import Factor, factorize
+from polybit.quantizer.runs import runs
 
 ROUNDING = choose_rounding(torch.device("cpu"))
 MIXTURES = ["100%x2b/g64", "100%x3b/g32", "10%x5b/g32 + 90%x4b/g32", "20%x8b/g32 + 80%x6b/g32"]
@@ -68,6 +70,30 @@ def test_the_same_with_either_implementation(problem: tuple[Tensor, Tensor, Fact
     assert torch.equal(ours.q, theirs.q)
     assert torch.equal(ours.codes, theirs.codes)
     assert torch.equal(ours.dense, theirs.dense)
+
+
+def test_runs_of_groups_only_put_updates_off(problem: tuple[Tensor, Tensor, Factor]) -> None:
+    """Three groups and more a run, and a last run of fewer: the same but for the order of sums."""
+    weight, h, factor = problem
+    layout, ends = parameter_set("20%x8b/g32 + 80%x3b/g32").layout(K), []
+    for update_rows in (1, 80):
+        rounding = SimpleNamespace(**vars(reference) | {"UPDATE_ROWS": update_rows})
+        fitted = quantize_fitted(weight, factor, layout, torch.ones(N), rounding)
+        ends.append([fitted, quantize(weight, factor, layout, rounding), descend(fitted, weight, h, 2, rounding)])
+    for one_by_one, in_runs in zip(*ends, strict=True):
+        assert float((in_runs.q == one_by_one.q).float().mean()) > 0.98
+        assert cost(in_runs, problem) == pytest.approx(cost(one_by_one, problem), rel=0.01)
+
+
+@pytest.mark.parametrize(("update_rows", "lengths"), [(1, [1] * 6), (80, [3, 3]), (128, [4, 2]), (999, [6])])
+def test_runs_are_all_groups_in_order(update_rows: int, lengths: list[int]) -> None:
+    layout = parameter_set("20%x8b/g32 + 80%x3b/g32").layout(K)
+    found = list(runs(layout, update_rows))
+    assert [len(run) for run in found] == lengths
+    groups = [group for run in found for group in run]
+    assert [group.index for group in groups] == list(range(6))
+    assert [group.bits for group in groups] == [group.bits for group in layout.groups]
+    assert [(group.start, group.stop) for group in groups] == [(32 * i, 32 * i + 32) for i in range(6)]
 
 
 def test_without_correlations_there_is_nothing_to_feed_back(problem: tuple[Tensor, Tensor, Factor]) -> None:

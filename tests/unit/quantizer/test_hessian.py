@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from polybit.errors import CalibrationError
-from polybit.quantizer.hessian import Hessian, factorize, shrink
+from polybit.quantizer import hessian
+from polybit.quantizer.hessian import Hessian, factorize, shrink, weigh_rows
 
 
 def test_mean_is_over_rows_not_tokens() -> None:
@@ -54,3 +55,39 @@ def test_an_indefinite_h_is_refused_by_name() -> None:
 def test_nan_is_refused() -> None:
     with pytest.raises(CalibrationError):
         factorize(torch.full((4, 4), float("nan")), 0.12, "x")
+
+
+@pytest.mark.parametrize("damping", [0.03, 1e-4])
+def test_both_ways_to_a_factor_are_as_accurate(damping: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An H of half its rank with features of very unequal sizes, against fp64; blocks of odd sizes."""
+    monkeypatch.setattr(hessian, "SOLVED_AT_ONCE", 16)
+    make = torch.Generator().manual_seed(0)
+    x = torch.randn(75, 150, generator=make) * (2 * torch.randn(150, generator=make)).exp()
+    h = x.T @ x / len(x)
+    perm = h.diagonal().argsort(descending=True, stable=True)
+    damped = hessian._damped(h, perm, damping, 1).double()
+    expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    for way in (hessian._by_inverting, hessian._by_flipping):
+        found = way(h, perm, damping, 1)
+        assert found is not None
+        assert torch.equal(found, found.triu())
+        assert float((found.double() - expected).norm() / expected.norm()) < 1e-5
+    pivots = hessian._pivots(h, perm, damping, 1)
+    assert pivots is not None
+    torch.testing.assert_close(pivots.double(), expected.diagonal() ** -2, rtol=1e-3, atol=0)
+    for way in (hessian._by_inverting, hessian._by_flipping, hessian._pivots):
+        assert way(-h, perm, damping, 1) is None
+
+
+@pytest.mark.gpu
+def test_a_large_factor_on_the_gpu() -> None:
+    make = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(1500, 3000, generator=make, device="cuda")
+    h = x.T @ x / len(x)
+    factor = factorize(h, 0.03, "x")
+    damped = hessian._damped(h, factor.perm, 0.03, 1).double()
+    expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    assert float((factor.upper.double() - expected).norm() / expected.norm()) < 1e-4
+    rows = weigh_rows(h, 0.03, "x")
+    assert torch.equal(rows.perm, factor.perm)
+    torch.testing.assert_close(rows.weights, factor.row_weights, rtol=1e-3, atol=0)

@@ -84,5 +84,8 @@ def test_the_stages_are_those_of_the_job(options: ConvertOptions, stages: set[st
 def test_memory_grows_with_what_it_holds() -> None:
     small = memory_needs(model(), ConvertOptions())
     assert memory_needs(model(), ConvertOptions(rows=32)).ram - small.ram == 3 * 4 * 16 * 512 * 64
+    assert small.resident == 3 * 4 * 16 * 512 * 64
+    assert memory_needs(model(), ConvertOptions(rows=5000)).resident == 0  # states of 655 MB stay in RAM
+    assert small.helper == 4 * (5 * 96 * 64 + 3 * 96**2)  # of the matrix with the most inputs
     assert memory_needs(model(num_hidden_layers=9), ConvertOptions()) == small  # one layer at a time
     assert memory_needs(model(intermediate_size=9600), ConvertOptions()).device > 50 * small.device / 3

@@ -35,7 +35,7 @@ def tables(of: Slot, seed: int = 0) -> dict[str, pricing.Table]:
 def test_the_widths_for_a_price_are_the_best_there_are(seed: int, log_price: float) -> None:
     table = np.random.default_rng(seed).lognormal(-3, 2, (len(WIDTHS), 3))
     bits, price = np.array([32.0 * b for b in WIDTHS]), 2.0**log_price
-    found = pricing._cheapest(table, bits, price)
+    found, _ = pricing._cheapest(table, bits, np.array([price, price / 2]))
 
     def total(widths: tuple[int, ...]) -> float:
         return sum(table[w, block] + price * bits[w] for block, w in enumerate(widths))

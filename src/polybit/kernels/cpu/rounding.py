@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polybit.kernels.cpu.threads import cores
+from polybit.kernels.reference import groups
 
 NAME = "numba"
+UPDATE_ROWS = 1
 
 TILE = 64  # columns: 64 x 128 rows of fp32 is 32 KB, a first-level cache
 ROUNDER = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest integer, half to even
@@ -60,6 +62,18 @@ def descend_rows(residual: Tensor, dense: Tensor, scale: Tensor, h: Tensor, bits
     with cores():
         _descend_rows(residual.numpy(), dense.numpy(), scale.numpy(), h.numpy(), zero, q.numpy())
     return q
+
+
+def fit_and_round(
+    w: Tensor, row_weights: Tensor, column_weights: Tensor, shares: Tensor, upper: Tensor, bits: int, window: int
+) -> groups.Rounded:
+    return groups.fit_and_round(scale_costs, round_rows, w, row_weights, column_weights, shares, upper, bits, window)
+
+
+def descend_group(
+    residual: Tensor, dense: Tensor, q: Tensor, codes: Tensor, scale_max: Tensor, h: Tensor, bits: int
+) -> Tensor:
+    return groups.descend_group(descend_rows, residual, dense, q, codes, scale_max, h, bits)
 
 
 @njit(parallel=True, cache=True, error_model="numpy")

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from polybit.kernels.reference import groups
+
 NAME = "torch"
+UPDATE_ROWS = 1
 
 # Elements of a working buffer: small enough for a core's second-level cache, or large enough to fill a GPU.
 CPU_BUFFER = 1 << 17
@@ -77,7 +80,10 @@ def _group_costs(
 
 
 def descend_rows(residual: Tensor, dense: Tensor, scale: Tensor, h: Tensor, bits: int) -> Tensor:
-    """residual (used up) and dense (updated) [R, N], scale [N], h [R, R] -> q [R, N] uint8."""
+    """One pass of coordinate descent over a group's rows: each moves to its best level, the others as they are.
+
+    residual (used up) and dense (updated) [R, N], scale [N], h [R, R] -> q [R, N] uint8.
+    """
     zero = 1 << (bits - 1)
     q = torch.empty_like(dense)
     curvature = h.diagonal().tolist()
@@ -89,3 +95,15 @@ def descend_rows(residual: Tensor, dense: Tensor, scale: Tensor, h: Tensor, bits
         dense[c] = value
         residual -= h[c][:, None] * step
     return q.to(torch.uint8)
+
+
+def fit_and_round(
+    w: Tensor, row_weights: Tensor, column_weights: Tensor, shares: Tensor, upper: Tensor, bits: int, window: int
+) -> groups.Rounded:
+    return groups.fit_and_round(scale_costs, round_rows, w, row_weights, column_weights, shares, upper, bits, window)
+
+
+def descend_group(
+    residual: Tensor, dense: Tensor, q: Tensor, codes: Tensor, scale_max: Tensor, h: Tensor, bits: int
+) -> Tensor:
+    return groups.descend_group(descend_rows, residual, dense, q, codes, scale_max, h, bits)

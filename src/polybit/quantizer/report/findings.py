@@ -9,6 +9,7 @@ from polybit.format.hub import hub_id_of
 from polybit.model.sizes import MatrixSize, bits_per_weight, file_bytes, head_size, layer_sizes
 from polybit.model.source import ModelSource
 from polybit.quantizer.measure import MeasuredOption
+from polybit.quantizer.measurement import predicted_nats
 from polybit.quantizer.options import ConvertOptions, ConvertResult
 from polybit.quantizer.slots import Slot, slots_of
 from polybit.quantizer.tested import SelfTest
@@ -80,7 +81,7 @@ def gather(
         source_bytes=file_bytes(source),
         result_bytes=file_bytes(written),
         matrices=tuple(_matrices(written, result.self_test)),
-        predicted=sum((1 - option.accuracy) ** 2 for option in chosen) if priced else None,
+        predicted=predicted_nats(chosen) if priced else None,
         test=result.self_test,
         calibration=calibration,
         seconds=result.seconds,
