@@ -16,10 +16,11 @@ from polybit.format.exl2 import Exl2Tensor, Group, Layout
 from polybit.kernels import reference
 from polybit.kernels.cuda import matrices, streamed
 from polybit.kernels.cuda.decode import MAX_ROWS
+from polybit.kernels.cuda.gather import gather
 from polybit.spec import Activation
 
 DEVICE = torch.device("cuda:0")
-ROWS = (1, 8, 16, 27, MAX_ROWS, MAX_ROWS + 6)  # beyond MAX_ROWS matrices are dequantized
+ROWS = (1, 8, 16, 27, MAX_ROWS)  # more are torch's to multiply; what is done for them is checked apart
 MAX_ERROR = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
 WIDTHS = (2, 3, 4, 5, 6, 8)
 MIXTURE = ((8, 32), (6, 64), (5, 32), (4, 96), (3, 64), (2, 288))  # 576 rows
@@ -48,6 +49,8 @@ def products(
     matrix = streamed.join(prepared) if len(prepared) > 1 else prepared[0]
     dense = torch.cat([exl2.dequantize(tensor) for tensor in tensors], dim=1).double()
     yield "dequantized", matrices.dequantize(matrix), dense
+    x, order = torch.randn(3, matrix.in_features, generator=random).to(dtype), matrix.order_of(0)
+    yield "gathered", gather(x.to(DEVICE), order), x[:, order.cpu().long()].double()
     for rows in ROWS:
         x, up = torch.randn(2, rows, matrix.in_features, generator=random).to(dtype)
         weight = torch.rand(matrix.in_features, generator=random).to(dtype)

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from closeness import assert_close, relative_error, tolerance
+from closeness import assert_close
 from greedy import near_ties
 from oracle.test_oracle import CASES, tokens
 from oracle.tiny import save_tiny
@@ -18,11 +20,12 @@ from polybit.model.load import load
 from polybit.model.model import Model
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
+from polybit.modules.mlp import SparseMoe
 from polybit.modules.step import whole_rows
 from polybit.text import Tokenizer
 
 NEW_TOKENS = 24
-SEEDS = range(1, 20)
+SEEDS = range(1, 9)
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,24 @@ class Pair:
 
     @cached_property
     def prompt(self) -> Tensor:
-        """Random tokens, all of which go to the same experts in the GPU's type of activations as in float32.
+        """Random tokens. Where there are experts, of several prompts the one whose closest choice of them is clearest.
 
         Where a router is undecided, rounding sends a token elsewhere, and what follows is another computation.
         """
-        rounded = self._load("cpu", self.dtype)
-        for seed in SEEDS:
-            prompt = tokens(seed)
-            if relative_error(logits(rounded, prompt), logits(self.cpu, prompt)) <= tolerance("model", self.dtype):
-                return prompt
-        raise AssertionError(f"{self.folder}: no prompt of {len(SEEDS)} keeps to its experts in {self.dtype}")
+        return max(map(tokens, SEEDS), key=self._least_margin)
+
+    def _least_margin(self, prompt: Tensor) -> float:
+        """Between the last expert chosen and the first left out, over all tokens and layers, in logits."""
+        margins, route = [inf], SparseMoe._route
+
+        def watched(moe: SparseMoe, x: Tensor) -> tuple[Tensor, Tensor]:
+            ranked = (x.float() @ moe.router.float().T).sort(dim=-1, descending=True).values
+            margins.append((ranked[:, moe.top_k - 1] - ranked[:, moe.top_k]).min().item())
+            return route(moe, x)
+
+        with patch.object(SparseMoe, "_route", watched):
+            logits(self.cpu, prompt)
+        return min(margins)
 
     def assert_logits_agree(self) -> None:
         assert_close(logits(self.gpu, self.prompt).to(self.dtype), logits(self.cpu, self.prompt), "model")

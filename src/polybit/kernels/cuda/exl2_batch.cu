@@ -31,13 +31,14 @@ __device__ __forceinline__ u32 own_tile() { return threadIdx.x / 32; }
 constexpr int SLACK = 1;
 constexpr int AHEAD = STAGES - SLACK;  // chunks asked for and not yet read
 
-// Two barriers a slot where there are any: of copies that have arrived, and of warps that have read them.
+// Two barriers a slot where there are any: of copies that have arrived, and of lanes that have read them. Every lane
+// speaks for itself, which costs nothing that can be measured and is what compute-sanitizer can follow.
 __device__ __forceinline__ void make_barriers(u32 barriers) {
 #if __CUDA_ARCH__ >= 800
     if (threadIdx.x < STAGES) {
         const u32 filled = barriers + 16 * threadIdx.x;
         asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(filled), "n"(32 * WARPS) : "memory");
-        asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(filled + 8), "n"(WARPS) : "memory");
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(filled + 8), "n"(32 * WARPS) : "memory");
     }
     __syncthreads();
 #endif
@@ -49,12 +50,9 @@ __device__ __forceinline__ void arrive_after_copies(u32 barrier) {
 #endif
 }
 
-__device__ __forceinline__ void arrive_warp(u32 barrier) {
-    __syncwarp();
+__device__ __forceinline__ void arrive(u32 barrier) {
 #if __CUDA_ARCH__ >= 800
-    if (threadIdx.x % 32 == 0) {
-        asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" :: "r"(barrier) : "memory");
-    }
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" :: "r"(barrier) : "memory");
 #endif
 }
 
@@ -175,9 +173,9 @@ struct Feed {
         return address(current);
     }
 
-    // The warp has read it.
+    // The lane has read it.
     __device__ __forceinline__ void release() {
-        arrive_warp(emptied(current));
+        arrive(emptied(current));
         current.move_on();
         ask(true, true);
     }
