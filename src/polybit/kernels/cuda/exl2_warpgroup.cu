@@ -30,7 +30,7 @@ __device__ __forceinline__ void make_barriers(u32 barriers) {
     if (threadIdx.x < STAGES) {
         const u32 filled = barriers + 16 * threadIdx.x;
         asm volatile("mbarrier.init.shared.b64 [%0], 1;" :: "r"(filled) : "memory");
-        asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(filled + 8), "n"(WARPS) : "memory");
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(filled + 8), "n"(32 * WARPS) : "memory");
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
@@ -71,7 +71,7 @@ struct Place {
 
 struct Ring {
     u32 memory;    // shared address
-    u32 barriers;  // two a slot: of bytes that have arrived, and of warps that have read them
+    u32 barriers;  // two a slot: of bytes that have arrived, and of lanes that have read them (see exl2_batch.cu)
 
     __device__ __forceinline__ u32 address(const Place& place) const { return memory + SLOT_BYTES * place.slot; }
     __device__ __forceinline__ u32 filled(const Place& place) const { return barriers + 16 * place.slot; }
@@ -222,7 +222,7 @@ struct Taker {
                 }
                 wait_for_products<0>();  // none may be unfinished at a branch, or the compiler waits for each
             }
-            if (lane == 0) arrive(ring.emptied(current));
+            arrive(ring.emptied(current));
             current.move_on();
         }
     }
