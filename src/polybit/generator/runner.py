@@ -23,7 +23,7 @@ Said = list[Drawn] | PolybitError  # a token, and one more for each guess that c
 
 
 class Runner:
-    """The model and the pool, graphs for steps of one token a sequence where there are any, and who guesses tokens.
+    """The model and the pool, graphs for steps without prompts where there are any, and who guesses tokens.
 
     `vocab_size`: ids from here on are padding of the model's matrices and never sampled.
     """

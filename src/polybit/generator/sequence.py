@@ -85,11 +85,11 @@ class Sequence(Holding):
 
     def accept_all(self, drawn: Tokens[Drawn]) -> None:
         """`accept` the next token, and those that follow from guesses that came true, as long as they do follow."""
+        length = len(self.tokens)
         self.accept(drawn[0])
         if len(drawn) == 1:  # nearly always
             return
-        length = len(self.tokens)
-        for i, one in enumerate(drawn[1:]):
+        for i, one in enumerate(drawn[1:], 1):
             if self.has_ended or len(self.tokens) != length + i:  # else it was taken back
                 return
             self.num_stored += 1  # the token before this one was a guess

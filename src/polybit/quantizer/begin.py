@@ -142,7 +142,7 @@ def _new_job(
         write_measurement(job.folder / FILE_NAME, source.spec, measurement)
     stages = judging_stages(options) + making_stages(options)
     if reused is not None:
-        keep_reused(job, source.spec, reused, about(job.identity, options, calibration))
+        keep_reused(job, source.spec, reused)
         stages = making_stages(options)
     job.save(Progress(stages[0]))
     return job

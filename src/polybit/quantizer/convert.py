@@ -189,6 +189,8 @@ class Conversion:
 
     def run(self) -> list[ConvertResult]:
         self.seconds = self.go_through(SECONDS, judging_stages(self.options), self.seconds)
+        if self.options.how.by_loss:
+            write_sensitivities(self.job, self.source.spec, about(self.job.identity, self.options, self.calibration))
         self.save_measurement()
         if self.options.measure_only:
             return [self.result(self.out, 0.0, {}, self.measurement_file, {}, None)]
@@ -282,7 +284,6 @@ class Conversion:
         self.job.through_layers("backward", self.num_layers, start, step)
         if priced:
             self.collect_measurement()
-        write_sensitivities(self.job, self.source.spec, about(self.job.identity, self.options, self.calibration))
         self.job.next_stage()
         self.job.drop("forward")
 

@@ -45,7 +45,7 @@ def about(identity: Mapping[str, Any], options: ConvertOptions, calibration: Cal
 
 
 def write_sensitivities(job: Job, model: spec.Model, found: About) -> None:
-    """Of all layers that the job has gone back through, into its folder."""
+    """Of all layers, as the job keeps them, into one file of its folder."""
     layers = (job.kept_tensors(tensors_name(layer)) for layer in range(len(model.blocks)))
     tensors = {name: each for layer in layers for name, each in layer.items()}
     tensors[ABOUT] = torch.frombuffer(bytearray(json.dumps(found, sort_keys=True).encode()), dtype=torch.uint8)
@@ -73,10 +73,9 @@ def read_sensitivities(measurement: Path, wanted: About) -> dict[str, Tensor] | 
     return tensors
 
 
-def keep_reused(job: Job, model: spec.Model, tensors: Mapping[str, Tensor], found: About) -> None:
+def keep_reused(job: Job, model: spec.Model, tensors: Mapping[str, Tensor]) -> None:
     """As if the job had gone back through the model itself."""
     for layer, block in enumerate(model.blocks):
         keys = [linear.key for linear in (*block.attn.linears, *block.mlp.linears)]
         names = [f"{key}.{part}" for key in keys for part in ("tokens", "columns")]
         job.keep_tensors(tensors_name(layer), {name: tensors[name] for name in names})
-    write_sensitivities(job, model, found)

@@ -39,7 +39,7 @@ PARAMS = {
     "mirostat": replace(HOT, mirostat_tau=3.0),
     "stopped": replace(HOT, top_k=2, stop=("a", "e", "\x10"), max_tokens=40),
     "ended": replace(HOT, top_k=3, stop_tokens=tuple(range(0, 256, 9)), min_tokens=11),
-    "banned": replace(HOT, top_k=3, banned_strings=tuple("bcdfgHIJK\x01\x02\x03")),
+    "banned": replace(HOT, top_k=3, banned_strings=tuple(map(chr, range(33, 127, 2)))),
     "chosen": replace(GREEDY, choices=("red fish", "red dish", "blue fish")),
     "begun": replace(HOT, starts_with=("Once upon", "Twice")),
     "regex": replace(HOT, regex="(ab|ba|cc){4,9}[0-9]"),
@@ -126,7 +126,7 @@ def said(completion):
     return completion.text, completion.tokens, completion.finish_reason, completion.stopped_by, completion.suppressed
 
 
-GUESSERS = ["ngram", "another", "noise"]
+GUESSERS = ["ngram", "itself", "another", "noise"]
 
 
 class TestEachSaysWhatItWouldSayWithout:

@@ -387,6 +387,15 @@ def interrupted(half_done: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+def test_a_job_without_its_sensitivities_in_one_file_is_continued(
+    tiny: Path, text: Path, done: ConvertResult, interrupted: Path
+) -> None:
+    """They lie in it layer by layer too; a job that was begun before there was the file has no more."""
+    (file,) = interrupted.rglob("measurement.sensitivities")
+    file.unlink()
+    assert contents(convert(tiny, interrupted, options(text)).folder) == contents(done.folder)
+
+
 def test_a_job_with_other_options_is_not_continued(tiny: Path, text: Path, interrupted: Path) -> None:
     with pytest.raises(JobError, match=r"belongs to a job with bits 4\.5, not 5\.5"):
         convert(tiny, interrupted, options(text, bits=5.5))

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import accumulate
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from polybit.kernels.cuda import gather
 from polybit.kernels.cuda.compile import Build
 from polybit.kernels.cuda.launch import Kernel, shared_memory
-from polybit.kernels.cuda.schedule import Schedule, Shape, Warps, make_schedule
+from polybit.kernels.cuda.schedule import MAX_PARTS, Schedule, Shape, Warps, make_schedule
 from polybit.kernels.cuda.stream import HEADER_BYTES, TILE_COLUMNS
 from polybit.kernels.cuda.streamed import Streamed, outputs
 from polybit.kernels.cuda.workspace import workspace
@@ -23,7 +23,7 @@ from polybit.spec import Activation
 LEAST_ROWS, MOST_ROWS = 9, 64
 STATIC_BYTES = 2048  # shared memory that a kernel declares itself, and what the driver keeps
 UNIT_BYTES = 16  # that a Run's source counts in
-BLOCK_BYTES = 2048  # of a tile in a chunk, without scale codes
+CHUNK_BYTES = 2048  # of a tile, without scale codes
 WARPGROUP_CARD = (9, 0)  # the only compute capability with `wgmma`
 
 
@@ -55,7 +55,7 @@ class Batch:
 
     @property
     def stage_bytes(self) -> int:
-        return self.tiles * (BLOCK_BYTES + self.chunk * HEADER_BYTES) + 64 * self.most_rows * self.chunk
+        return self.tiles * (CHUNK_BYTES + self.chunk * HEADER_BYTES) + 64 * self.most_rows * self.chunk
 
     @property
     def shared_bytes(self) -> int:
@@ -181,11 +181,18 @@ def choose(num_rows: int, has_warpgroups: bool, shared_limit: int) -> Batch:
 def _plan(batch: Batch, shapes: tuple[Shape, ...], row_blocks: tuple[int, ...], device: torch.device) -> Plan:
     properties = torch.cuda.get_device_properties(device)
     together = max(1, min(batch.blocks, shared_memory(device.index) // batch.shared_bytes))
-    num_blocks, no_groups = together * properties.multi_processor_count, [0] * len(shapes)
-    schedule = make_schedule(shapes, row_blocks, no_groups, Warps(1, batch.chunk), num_blocks, batch.tiles)
+    schedule = divide(batch, shapes, row_blocks, together * properties.multi_processor_count)
     tables = (schedule.runs[:, 0], schedule.tiles, shared_tiles(schedule), matrix_table(shapes))
     runs, tiles, shared, matrices = (torch.from_numpy(table.view(np.int32)).to(device) for table in tables)
     return Plan(len(schedule.runs), runs, tiles, shared, matrices)
+
+
+def divide(batch: Batch, shapes: Sequence[Shape], row_blocks: Sequence[int], num_blocks: int) -> Schedule:
+    """Among so many thread blocks, or no more than the tables can count as parts of a tile."""
+    no_groups, warps = [0] * len(shapes), Warps(1, batch.chunk)
+    among = partial(make_schedule, shapes, row_blocks, no_groups, warps, side_by_side=batch.tiles)
+    schedule = among(num_blocks)
+    return schedule if schedule.most_parts <= MAX_PARTS else among(MAX_PARTS)
 
 
 def shared_tiles(schedule: Schedule) -> NDArray[np.uint32]:

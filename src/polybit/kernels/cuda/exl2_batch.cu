@@ -12,6 +12,7 @@
 
 #include "fragments.cuh"
 #include "overlap.cuh"
+#include "ring.cuh"
 #include "tables.cuh"
 
 constexpr int WARP_COLUMNS = TILE_COLUMNS;
@@ -55,31 +56,6 @@ __device__ __forceinline__ void arrive(u32 barrier) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" :: "r"(barrier) : "memory");
 #endif
 }
-
-__device__ __forceinline__ void wait_for(u32 barrier, u32 phase) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("{ .reg .pred done;\n"
-                 "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-                 "@!done bra again; }" :: "r"(barrier), "r"(phase) : "memory");
-#elif __CUDA_ARCH__ >= 800
-    asm volatile("{ .reg .pred done;\n"
-                 "again: mbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n"
-                 "@!done bra again; }" :: "r"(barrier), "r"(phase) : "memory");
-#endif
-}
-
-// A slot of the ring, and how often, modulo two, the ring has gone round.
-struct Place {
-    u32 slot;
-    u32 phase;
-
-    __device__ __forceinline__ void move_on() {
-        if (++slot == STAGES) {
-            slot = 0;
-            phase ^= 1;
-        }
-    }
-};
 
 struct Feed {
     const char* stream;

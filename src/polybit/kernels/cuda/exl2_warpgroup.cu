@@ -13,6 +13,7 @@
 
 #include "fragments.cuh"
 #include "overlap.cuh"
+#include "ring.cuh"
 #include "tables.cuh"
 
 constexpr int WARP_COLUMNS = TILE_COLUMNS / 2;
@@ -37,12 +38,6 @@ __device__ __forceinline__ void make_barriers(u32 barriers) {
     __syncthreads();
 }
 
-__device__ __forceinline__ void wait_for(u32 barrier, u32 phase) {
-    asm volatile("{ .reg .pred done;\n"
-                 "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-                 "@!done bra again; }" :: "r"(barrier), "r"(phase) : "memory");
-}
-
 __device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
 }
@@ -55,19 +50,6 @@ __device__ __forceinline__ void copy_bulk(u32 target, const char* source, u32 by
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  :: "r"(target), "l"(source), "r"(bytes), "r"(barrier) : "memory");
 }
-
-// A slot of the ring, and how often, modulo two, the ring has gone round.
-struct Place {
-    u32 slot;
-    u32 phase;
-
-    __device__ __forceinline__ void move_on() {
-        if (++slot == STAGES) {
-            slot = 0;
-            phase ^= 1;
-        }
-    }
-};
 
 struct Ring {
     u32 memory;    // shared address

@@ -1,4 +1,4 @@
-"""Who works on what in one launch of `exl2_decode` or `exl2_batch`: bytes over thread blocks, and over their warps.
+"""Who works on what in one launch of a product that reads the stream: bytes over thread blocks, and over their warps.
 
 The tiles of all matrices, one after another, make one line of bytes. Every thread block gets an equal piece of it, and
 each of its warps an equal piece of that, cut between groups; so a warp reads one long run of bytes and seldom changes

@@ -13,7 +13,7 @@ ROWS_AT_ONCE = 16  # of `exl2_decode`
 
 @dataclass(frozen=True, eq=False)
 class Workspace:
-    sums: Tensor  # [places, 16, 64] fp32; `exl2_batch` divides the same memory otherwise
+    sums: Tensor  # [places, 16, 64] fp32; products of more rows divide the same memory otherwise
     counters: Tensor  # zero between launches
 
 

@@ -1,4 +1,4 @@
-"""The loops of quantization in plain torch: the oracle, and what runs on GPUs and without Numba."""
+"""The loops of quantization in plain torch: the oracle, and what runs without Numba or Triton."""
 
 import torch
 from torch import Tensor

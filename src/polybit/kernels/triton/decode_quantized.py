@@ -74,7 +74,7 @@ def load_fragments(
     SPAN: tl.constexpr,
     WARPS: tl.constexpr,
 ):
-    """As `load_chunk` of decode_kernel.py, each thread what it will work on: keys, even values, odd values."""
+    """As `_load_chunk` of decode_kernel.py, each thread what it will work on: keys, even values, odd values."""
     key, word = key_places(BLOCK_D, BLOCK_N // WARPS, WARPS, K_BITS, SPAN)
     keys, k_steps = _load_at(
         k_pages, k_scales, page_row, num_pages, kv_head, start, stop, key, word,

@@ -8,9 +8,10 @@ import pytest
 pytest.importorskip("cuda.core")
 pytest.importorskip("triton")
 
+from polybit.kernels.cuda import batch
 from polybit.kernels.cuda.decode import ROWS_AT_ONCE, STATIC_BYTES, Form, choose, form_for
 from polybit.kernels.cuda.schedule import MAX_PARTS, MAX_SUMS, MAX_TILES, Schedule, Shape, Warps, make_schedule
-from polybit.kernels.cuda.stream import stream_layout
+from polybit.kernels.cuda.stream import TILE_COLUMNS, stream_layout
 from polybit.quantizer.candidates import parameter_set
 
 # Multiprocessors, and bytes of shared memory that a thread block may have beside the kernel's own.
@@ -87,6 +88,20 @@ def test_a_schedule_with_too_many_tiles_says_so() -> None:
 def test_where_nothing_fits_nothing_is_chosen() -> None:
     layout = stream_layout(parameter_set("100%x4b/g128").layout(512))
     assert choose(Form(2, False, 8), (Shape(layout, 64),), (0,), (0,), 20, 10_000, 100) is None
+
+
+@pytest.mark.parametrize(
+    "form", dict.fromkeys(batch.BATCHES + batch.WARPGROUP_BATCHES), ids=lambda form: form.build.file
+)
+@pytest.mark.parametrize(("text", "in_features", "widths"), [*SHAPES, ("100%x6b/g128", 16384, [128])])
+def test_many_rows_have_tables_and_a_workspace_that_hold_their_parts(form, text, in_features, widths) -> None:
+    """However few tiles a matrix has for the thread blocks of a large card."""
+    layout, processors = stream_layout(parameter_set(text).layout(in_features)), 170
+    shapes, nothing = [Shape(layout, width) for width in widths], [0] * len(widths)
+    schedule = batch.divide(form, shapes, nothing, 2 * processors)
+    assert most_parts(schedule) == schedule.most_parts <= MAX_PARTS
+    part = form.warps * form.warp_columns * form.most_rows
+    assert schedule.num_slots * part <= 64 * processors * ROWS_AT_ONCE * TILE_COLUMNS  # numbers of the workspace
 
 
 def most_parts(schedule: Schedule) -> int:

@@ -16,7 +16,7 @@ layouts = st.lists(groups, min_size=1, max_size=12).map(
 )
 shapes = st.builds(Shape, layouts.map(stream_layout), st.integers(1, 30).map(lambda n: 32 * n))
 warps = st.builds(Warps, st.integers(1, 16), st.sampled_from([2, 4]))
-side_by_side = st.sampled_from([1, 4, 8])
+side_by_side = st.sampled_from([1, 2, 4, 8])
 
 
 @given(layouts)
