@@ -142,7 +142,7 @@ def test_nothing_beyond_the_buffers_counts(random, groups, rows) -> None:
         moved = replace(matrix, words=(torch.from_numpy(words),))
         guarded = [_surrounded(part, filler) for part in (*moved.arrays, x.numpy(), np.empty((rows, 96), np.float32))]
         *parts, given, out = (inside for inside, _ in guarded)
-        functions, no_residual = matrices.tile_functions(), np.empty((0, 96), np.float32)
+        functions, no_residual = matrices.tile_functions(rows), np.empty((0, 96), np.float32)
         matrices.multiply(given, *parts, no_residual, functions, 2, out)
         assert torch.equal(torch.from_numpy(out), expected)
         assert intact_words()

@@ -11,12 +11,12 @@ from numba import cfunc, njit, prange
 from numpy.typing import NDArray
 
 from polybit.kernels.cpu.counter import take_next
+from polybit.kernels.cpu.inner import inner
 from polybit.kernels.cpu.layout import CODES, COLUMN, INPUT, RUNS, SCALES, TILE, WIDTH, WORDS
 from polybit.kernels.cpu.tile_code import SIGNATURE, call_tile, multiply_tile
 
 BLOCK = 32
 LINE = 8  # int64 in a line of the caches, which cores do not share
-PASS_ROWS = (1, 2, 8)
 LARGEST = np.float32(32512)  # 127 * 256: what two bytes hold with the upper one in [-127, 127]
 SMALLEST = np.float32(1e-30)  # activations all below it are taken for zero
 ROUNDER = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
@@ -27,7 +27,7 @@ Bytes = NDArray[np.int8]
 Table = NDArray[np.int64]
 
 
-@njit(cache=True, error_model="numpy")
+@inner()
 def quantize_row(x: Floats, order: Ints, runs: Ints, t: int, rows: int, out: Bytes, sums: Ints, scales: Floats) -> None:
     """Row t of a pass of `rows`: x [K] -> its bytes in out, its sums and scales.
 
@@ -59,7 +59,7 @@ def quantize_row(x: Floats, order: Ints, runs: Ints, t: int, rows: int, out: Byt
         first = last
 
 
-@njit(cache=True, error_model="numpy")
+@inner()
 def _scale(largest_bits: np.int32) -> tuple[np.float32, np.float32]:
     """Of a run whose largest magnitude has these bits: what an integer counts, and its inverse."""
     word = np.empty(1, np.int32)
@@ -68,7 +68,7 @@ def _scale(largest_bits: np.int32) -> tuple[np.float32, np.float32]:
     return largest / LARGEST, LARGEST / largest if largest >= SMALLEST else np.float32(0)
 
 
-@njit(cache=True, error_model="numpy")
+@inner()
 def pass_starts(num_rows: int) -> Table:
     """First row of each pass, and where the last one ends: of as many rows as there is code for."""
     starts = np.zeros(num_rows // 8 + 4, np.int64)
@@ -92,12 +92,17 @@ def quantize_pass(
             quantize_row(np.zeros(x.shape[1], np.float32), order, runs, t, rows, out, sums, scales)
 
 
+def tile_functions(num_rows: int) -> Table:
+    """Addresses of the compiled products of one tile by their number of rows, of those that so many rows need."""
+    return _addresses(num_rows > 4, num_rows % 8)
+
+
 @cache
-def tile_functions() -> Table:
-    """Addresses of the compiled products of one tile, by their number of rows."""
-    addresses = np.zeros(max(PASS_ROWS) + 1, np.int64)
-    for rows in PASS_ROWS:
-        addresses[rows] = _tile_function(rows).address
+def _addresses(are_many: bool, left: int) -> Table:
+    addresses = np.zeros(9, np.int64)
+    for rows, needed in ((1, left in (1, 3)), (2, left in (2, 3, 4)), (8, are_many)):
+        if needed:
+            addresses[rows] = _tile_function(rows).address
     return addresses
 
 
@@ -111,7 +116,7 @@ def _tile_function(rows: int) -> Any:
     return cfunc(SIGNATURE, cache=True)(tile)
 
 
-@njit(cache=True, error_model="numpy")
+@inner()
 def _quantize_input(
     i: int, x: Floats, starts: Table, order: Ints, runs: Ints, inputs: Table, out: Bytes, sums: Ints, scales: Floats
 ) -> None:
@@ -145,7 +150,7 @@ def multiply(
         _quantize_input(0, x, starts, order, runs, inputs, taken, sums, scales)
     else:
         for i in prange(num_passes * len(inputs)):
-            _quantize_input(i, x, starts, order, runs, inputs, taken, sums, scales)
+            _quantize_input(int(i), x, starts, order, runs, inputs, taken, sums, scales)
     counters = np.zeros((workers, LINE), np.int64)
     for worker in prange(workers):
         y = np.empty((8, TILE), np.float32)
