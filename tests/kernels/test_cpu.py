@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,11 +138,14 @@ def test_nothing_beyond_the_buffers_counts(random, groups, rows) -> None:
     matrix, x = _prepare(tensor), torch.randn(rows, tensor.in_features, generator=random)
     expected = cpu.matmul(x, matrix)
     for filler in (0x00, 0xFF):
-        guarded = [_surrounded(part, filler) for part in (*matrix.arrays, x.numpy(), np.empty((rows, 96), np.float32))]
+        words, intact_words = _surrounded(matrix.words[0].numpy(), filler)
+        moved = replace(matrix, words=(torch.from_numpy(words),))
+        guarded = [_surrounded(part, filler) for part in (*moved.arrays, x.numpy(), np.empty((rows, 96), np.float32))]
         *parts, given, out = (inside for inside, _ in guarded)
-        functions, no_residual = matrices.tile_functions(), np.empty((0, 96), np.float32)
-        matrices.multiply(given, *parts, no_residual, functions, out)
+        functions, no_residual = matrices.tile_functions(rows), np.empty((0, 96), np.float32)
+        matrices.multiply(given, *parts, no_residual, functions, 2, out)
         assert torch.equal(torch.from_numpy(out), expected)
+        assert intact_words()
         assert all(intact() for _, intact in guarded)
 
 
@@ -214,7 +218,8 @@ def _compiled(machine: "tile_code.Machine", rows: int, triple: str, features: st
 
 def _one_tile(multiply: Callable[..., None], matrix: Matrix, x: np.ndarray) -> np.ndarray:
     """The product of a matrix of 64 columns, by a function for as many rows as x has."""
-    words, codes, scales, runs, order, _, _ = matrix.arrays
+    codes, scales, runs, order, _, _ = matrix.arrays
+    words = matrix.words[0].numpy()
     rows, width = x.shape
     taken = np.empty(2 * rows * width, np.int8)
     sums, x_scales = np.empty(2 * rows * len(runs), np.int32), np.empty(rows * len(runs), np.float32)

@@ -2,7 +2,10 @@
 
 import importlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,15 @@ def test_all_lists_exactly_what_polybit_exports() -> None:
     public = {name for name in exported if not name.startswith("_")}
     assert set(polybit.__all__) == public | {"__version__"}
     assert len(polybit.__all__) == len(set(polybit.__all__))
+
+
+def test_the_program_starts_without_what_only_some_commands_need() -> None:
+    script = (
+        "import gc, sys, polybit.cli.main; print(gc.isenabled(), *({'huggingface_hub', 'numba'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert (found.stdout.strip(), found.stderr) == ("True", "")
 
 
 @pytest.mark.parametrize("name", ["exllamav2", "exllamav2.generator"])

@@ -1,5 +1,6 @@
 """`polybit`: the commands put together, and what becomes of an error. The only place that ends the process."""
 
+import gc
 import io
 import logging
 import sys
@@ -48,6 +49,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """The `polybit` program."""
+    gc.freeze()  # what was imported is needed to the end, and not looked through any more, not even then
     accept_any_character()
     sys.exit(run(sys.argv[1:]))
 

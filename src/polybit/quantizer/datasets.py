@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polybit.errors import CalibrationError
-from polybit.format.hub import FAILURES, shortened
+from polybit.format.hub import failures, shortened
 
 SUFFIXES = (".parquet", ".jsonl", ".txt", ".md")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -102,7 +102,7 @@ def _hub(dataset: str) -> Iterator[str]:
             raise CalibrationError(f"dataset {dataset} holds no parquet, jsonl or txt file; choose another dataset")
         for name in sorted(chosen, key=lambda name: "train" not in name):
             yield from _file(Path(hf_hub_download(dataset, name, repo_type="dataset")))
-    except FAILURES as error:
+    except failures() as error:
         raise CalibrationError(
             f"calibration text {dataset} is neither a file here nor a dataset to be had from the Hub "
             f"({shortened(error)}); check the name and the connection"

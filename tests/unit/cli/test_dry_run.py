@@ -9,7 +9,6 @@ import torch
 
 from packed_model import pack_model
 from polybit.cli import dry_run
-from polybit.format import hub
 from unit.cli.conftest import write_speaking_model
 from unit.cli.program import Polybit
 from unit.format.gguf_cases import make
@@ -91,7 +90,7 @@ def test_of_a_model_on_the_hub_only_the_description_is_fetched(
         assert "*.safetensors" not in allow_patterns
         return str(model_folder)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert polybit_cli("convert", "owner/name", tmp_path / "out", "--dry-run", *CPU).code == 0
 
 

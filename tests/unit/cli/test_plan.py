@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from polybit.bench.shapes import SHAPES
-from polybit.format import hub
 from unit.cli.program import Polybit
 from unit.format.gguf_cases import make
 
@@ -46,7 +45,7 @@ def test_of_a_model_on_the_hub_only_the_description_is_fetched(
         assert "*.safetensors" not in allow_patterns
         return str(model_folder)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert report(polybit_cli, "owner/name", "--vram", "8") == report(polybit_cli, model_folder, "--vram", "8")
 
 

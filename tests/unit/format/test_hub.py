@@ -28,7 +28,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, An
         calls.append((repository, revision))
         return str(tmp_path)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     return calls
 
 
@@ -66,7 +66,7 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, error
     def refuse(*_: Any, **__: Any) -> str:
         raise error
 
-    monkeypatch.setattr(hub, "snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ConfigError, match="owner/name is no folder here") as caught:
         hub.local_folder("owner/name")
     assert "\n" not in str(caught.value)
@@ -76,7 +76,7 @@ def test_a_model_behind_terms_says_where_to_accept_them(monkeypatch: pytest.Monk
     def refuse(*_: Any, **__: Any) -> str:
         raise GatedRepoError("403 Client Error", response=SimpleNamespace(headers={}, request=None))
 
-    monkeypatch.setattr(hub, "snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ConfigError, match=r"accepted its terms.*https://huggingface\.co/owner/name, .*hf auth login"):
         hub.local_folder("owner/name@main")
 
@@ -125,7 +125,7 @@ class FakeApi:
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
     fake = FakeApi()
-    monkeypatch.setattr(hub, "HfApi", lambda: fake)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: fake)
     return fake
 
 

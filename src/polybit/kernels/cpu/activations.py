@@ -10,6 +10,7 @@ from torch import Tensor
 from polybit.kernels import reference
 from polybit.kernels.cpu.arrays import Floats, array, is_small
 from polybit.kernels.cpu.exponential import exponentials
+from polybit.kernels.cpu.inner import inner
 from polybit.kernels.cpu.threads import cores
 from polybit.spec import Activation
 
@@ -43,7 +44,7 @@ def _gate_by_all(gate: Floats, up: Floats, linear: np.float32, cubic: np.float32
         _gate_row(gate[t], up[t], linear, cubic, out[t])
 
 
-@njit(cache=True, error_model="numpy")
+@inner()
 def _gate_row(gate: Floats, up: Floats, linear: np.float32, cubic: np.float32, out: Floats) -> None:
     """gate * up / (1 + exp(-linear (gate + cubic gate^3)))"""
     for i in range(len(gate)):

@@ -10,6 +10,7 @@ from torch import Tensor
 from polybit.kernels import reference
 from polybit.kernels.cpu.arrays import Floats, array, is_plain
 from polybit.kernels.cpu.exponential import exponentials
+from polybit.kernels.cpu.inner import inner
 from polybit.kernels.cpu.threads import cores
 from polybit.kernels.pages import Pages
 
@@ -80,7 +81,7 @@ def _attend(
         _attend_heads(q, k_pages, v_pages, page_table, t, s, head, first, scale, softcap, weights, out)
 
 
-@njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+@inner(fastmath={"reassoc", "contract"})
 def _attend_heads(
     q: Floats, k_pages: Floats, v_pages: Floats, page_table: Ints, t: int, s: int, head: int, first: int,
     scale: np.float32, softcap: np.float32, weights: Floats, out: Floats,
@@ -106,7 +107,7 @@ def _attend_heads(
                 out[t, head * shared + h, d] += weight * v_pages[page, place, head, d]
 
 
-@njit(cache=True, error_model="numpy")
+@inner()
 def _softmax(logits: Floats, softcap: np.float32) -> None:
     """In place, after softcap * tanh(logits / softcap) where there is a cap."""
     if softcap > 0:

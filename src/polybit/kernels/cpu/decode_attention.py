@@ -56,8 +56,11 @@ def _places(lengths: Ints, page_table: Ints, page_tokens: int) -> tuple[Longs, L
     """Of each sequence's last token: its position and slot [S]; and where queries start [S + 1], one a sequence."""
     num_sequences = len(lengths)
     positions, slots = np.empty(num_sequences, np.int64), np.empty(num_sequences, np.int64)
+    starts = np.empty(num_sequences + 1, np.int32)
+    starts[0] = 0
     for s in range(num_sequences):
         position = np.int64(lengths[s]) - 1
         page = np.int64(page_table[s, position // page_tokens])
         positions[s], slots[s] = position, page * page_tokens + position % page_tokens
-    return positions, slots, np.arange(num_sequences + 1).astype(np.int32)
+        starts[s + 1] = s + 1
+    return positions, slots, starts

@@ -14,13 +14,16 @@ from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from polybit.format.exl2 import Exl2Tensor, Layout, group_scales
-from polybit.format.packing import BLOCK_ROWS, CODE_BITS, unpack_codes, unpack_rows
+from polybit.format.packing import BLOCK_ROWS, CODE_BITS, unpack_codes
+from polybit.kernels.cpu import large_pages
+from polybit.kernels.cpu.rearranging import rearrange
 
 TILE = 64  # columns
 LANES = 16  # columns of a vector
@@ -56,11 +59,14 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class TiledMatrix:
-    """Matrices of one input, whose outputs follow one another. Starts in `tiles` and `inputs` count elements."""
+    """Matrices of one input, whose outputs follow one another. Starts in `tiles` and `inputs` count elements.
+
+    Words are large, so parts that are joined keep theirs where they are.
+    """
 
     parts: tuple[Part, ...]
     dtype: torch.dtype  # that it was prepared for
-    words: Tensor  # [words of all tiles] int32
+    words: tuple[Tensor, ...]  # of each part, [words of its tiles] int32
     codes: Tensor  # [groups of all tiles, LANES] int16: scale codes of columns n, 16 + n, 32 + n, 48 + n
     scales: Tensor  # [groups of all parts, 16] fp32: of each code
     runs: Tensor  # [runs of all parts, 3] int32: bits, blocks, group
@@ -78,12 +84,16 @@ class TiledMatrix:
 
     @property
     def num_bytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays)
+        return sum(part.nbytes for part in self.words) + sum(array.nbytes for array in self.arrays)
 
     @cached_property
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """What kernels take."""
-        held = (self.words, self.codes, self.scales, self.runs, self.order, self.inputs, self.tiles)
+        """What kernels take; WORDS are addresses there."""
+        tiles = self.tiles.clone()
+        first = torch.tensor([words.data_ptr() for words in self.words])
+        counts = torch.tensor([part.num_tiles for part in self.parts])
+        tiles[:, WORDS] = 4 * tiles[:, WORDS] + first.repeat_interleave(counts)
+        held = (self.codes, self.scales, self.runs, self.order, self.inputs, tiles)
         return tuple(tensor.numpy() for tensor in held)
 
 
@@ -98,7 +108,7 @@ def prepare(tensor: Exl2Tensor, prescale: float, dtype: torch.dtype) -> TiledMat
     return _assemble(
         (part,),
         dtype,
-        words=_tiled_words(tensor, part),
+        words=(_tiled_words(tensor, part),),
         codes=_tiled_codes(tensor, part),
         scales=_scale_table(tensor, prescale),
         orders=[_step_order(tensor)],
@@ -119,7 +129,7 @@ def join(matrices: Sequence[TiledMatrix]) -> TiledMatrix:
     return _assemble(
         tuple(part for matrix in matrices for part in matrix.parts),
         matrices[0].dtype,
-        words=torch.cat([matrix.words for matrix in matrices]),
+        words=tuple(words for matrix in matrices for words in matrix.words),
         codes=torch.cat([matrix.codes for matrix in matrices]),
         scales=torch.cat([matrix.scales for matrix in matrices]),
         orders=[order_of(matrix, i) for matrix in matrices for i in range(len(matrix.parts))],
@@ -134,7 +144,12 @@ def order_of(matrix: TiledMatrix, index: int) -> Tensor:
 
 
 def _assemble(
-    parts: tuple[Part, ...], dtype: torch.dtype, words: Tensor, codes: Tensor, scales: Tensor, orders: list[Tensor]
+    parts: tuple[Part, ...],
+    dtype: torch.dtype,
+    words: tuple[Tensor, ...],
+    codes: Tensor,
+    scales: Tensor,
+    orders: list[Tensor],
 ) -> TiledMatrix:
     inputs = _distinct_inputs(parts, orders)
     firsts = sorted(set(inputs))  # the part that each distinct input belongs to first
@@ -163,13 +178,13 @@ def _distinct_inputs(parts: Sequence[Part], orders: Sequence[Tensor]) -> list[in
 
 
 def _tile_table(parts: Sequence[Part], inputs: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    word = code = run = scale = column = 0
+    code = run = scale = column = 0
     for part, place in zip(parts, inputs, strict=True):
         num_groups, num_words = len(part.layout.groups), part.layout.packed_rows * TILE
-        for start in range(0, part.out_features, TILE):
+        for tile, start in enumerate(range(0, part.out_features, TILE)):
             width = min(TILE, part.out_features - start)
-            yield word, code, run, len(part.runs), scale, place, column + start, width
-            word, code = word + num_words, code + num_groups
+            yield tile * num_words, code, run, len(part.runs), scale, place, column + start, width
+            code += num_groups
         run, scale, column = run + len(part.runs), scale + num_groups, column + part.out_features
 
 
@@ -188,33 +203,36 @@ def _runs(layout: Layout) -> tuple[Run, ...]:
 
 
 def _tiled_words(tensor: Exl2Tensor, part: Part) -> Tensor:
-    """[tiles * R * TILE] int32"""
-    spans = [_planes(tensor.q_weight[span.packed_rows], span.bits) for span in part.layout.spans()]
-    words = F.pad(torch.cat(spans), (0, part.num_tiles * TILE - part.out_features))  # [R, tiles * TILE]
-    return words.view(-1, part.num_tiles, TILE).transpose(0, 1).flatten()
+    """[tiles * R * TILE] int32, in columns that are not there zeros."""
+    num_rows = len(tensor.q_weight)
+    tiled = large_pages.words(part.num_tiles * num_rows * TILE)
+    out = tiled.view(part.num_tiles, num_rows, TILE).numpy().view(np.uint32)
+    for span in part.layout.spans():
+        words = tensor.q_weight[span.packed_rows].contiguous().numpy().view(np.uint32)
+        rearrange(words, span.bits, _moves(span.bits), span.packed_rows.start, out)
+    return tiled
 
 
-def _planes(words: Tensor, bits: int) -> Tensor:
-    """[R, N] of the file, of one width -> [R, N], each block's planes one after another."""
-    planes = PLANES[bits]
-    if len(planes) == 1:
-        return words
-    q = unpack_rows(words, bits).view(-1, BLOCK_ROWS, words.shape[1])[:, step_rows(bits)]  # [B, 32, N] by steps
-    q = q.view(len(q), STEPS, 4, -1).to(torch.int32)
-    packed, low = list[Tensor](), 0
-    for plane in planes:
-        packed.append(_pack_plane(q >> low & (1 << plane) - 1, plane))
-        low += plane
-    words = torch.cat(packed, dim=1)
-    return words[:, torch.tensor(word_places(bits)).argsort()].flatten(0, 1)
+@cache
+def _moves(bits: int) -> NDArray[np.uint32]:
+    """What `rearrange` takes: for each value and plane the bits of the file's words that make it up."""
+    if PLANES[bits] == (bits,):
+        return np.array([(word, 0, 0xFFFFFFFF, 0, word) for word in range(bits)], np.uint32)
+    return np.array(list(_plane_moves(bits)), np.uint32)
 
 
-def _pack_plane(q: Tensor, plane: int) -> Tensor:
-    """q [B, STEPS, 4, N] of `plane` bits -> [B, plane, N] int32"""
-    per_word = 8 // plane
-    q = q.view(len(q), plane, per_word, 4, -1)
-    shifts = 8 * torch.arange(4, dtype=torch.int32) + plane * torch.arange(per_word, dtype=torch.int32)[:, None]
-    return (q << shifts[:, :, None]).sum((2, 3), dtype=torch.int32)
+def _plane_moves(bits: int) -> Iterator[tuple[int, int, int, int, int]]:
+    for place, row in enumerate(step_rows(bits).tolist()):
+        step, byte = divmod(place, 4)
+        low = first = 0
+        for plane in PLANES[bits]:
+            word, down = divmod(row * bits + low, 32)
+            target, up = word_places(bits)[first + step * plane // 8], 8 * byte + step * plane % 8
+            inside = min(plane, 32 - down)
+            yield word, down, (1 << inside) - 1, up, target
+            if inside < plane:
+                yield word + 1, 0, (1 << (plane - inside)) - 1, up + inside, target
+            low, first = low + plane, first + plane
 
 
 @cache
@@ -267,8 +285,7 @@ def _dense(matrix: TiledMatrix, index: int) -> Tensor:
     """[K, N] fp16 of one part"""
     part, order = matrix.parts[index], order_of(matrix, index).long()
     first = matrix.tiles[sum(each.num_tiles for each in matrix.parts[:index])].tolist()
-    size = part.num_tiles * part.layout.packed_rows * TILE
-    words = matrix.words[first[WORDS] : first[WORDS] + size].view(part.num_tiles, -1, TILE)
+    words = matrix.words[index].view(part.num_tiles, -1, TILE)
     scales = _column_scales(matrix, part, first)
     out = torch.empty(part.layout.in_features, part.out_features, dtype=torch.float16)
     for span in part.layout.spans():

@@ -41,9 +41,9 @@ def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
         return reference.matmul(x, matrix, residual)
     out = torch.empty(x.shape[0], matrix.out_features)
     added = np.empty((0, matrix.out_features), np.float32) if residual is None else floats(residual)
-    given, functions = floats(x), tile_functions()
+    given, functions = floats(x), tile_functions(x.shape[0])
     with cores():
-        multiply(given, *matrix.arrays, added, functions, out.numpy())  # type: ignore[call-arg]
+        multiply(given, *matrix.arrays, added, functions, torch.get_num_threads(), out.numpy())  # type: ignore[arg-type, call-arg]
     return out.to(x.dtype if residual is None else residual.dtype)
 
 

@@ -10,11 +10,13 @@ import numpy as np
 from numba import cfunc, njit, prange
 from numpy.typing import NDArray
 
+from polybit.kernels.cpu.counter import take_next
+from polybit.kernels.cpu.inner import inner
 from polybit.kernels.cpu.layout import CODES, COLUMN, INPUT, RUNS, SCALES, TILE, WIDTH, WORDS
 from polybit.kernels.cpu.tile_code import SIGNATURE, call_tile, multiply_tile
 
 BLOCK = 32
-PASS_ROWS = (1, 2, 8)
+LINE = 8  # int64 in a line of the caches, which cores do not share
 LARGEST = np.float32(32512)  # 127 * 256: what two bytes hold with the upper one in [-127, 127]
 SMALLEST = np.float32(1e-30)  # activations all below it are taken for zero
 ROUNDER = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
@@ -25,7 +27,7 @@ Bytes = NDArray[np.int8]
 Table = NDArray[np.int64]
 
 
-@njit(cache=True, error_model="numpy")
+@inner()
 def quantize_row(x: Floats, order: Ints, runs: Ints, t: int, rows: int, out: Bytes, sums: Ints, scales: Floats) -> None:
     """Row t of a pass of `rows`: x [K] -> its bytes in out, its sums and scales.
 
@@ -57,7 +59,7 @@ def quantize_row(x: Floats, order: Ints, runs: Ints, t: int, rows: int, out: Byt
         first = last
 
 
-@njit(cache=True, error_model="numpy")
+@inner()
 def _scale(largest_bits: np.int32) -> tuple[np.float32, np.float32]:
     """Of a run whose largest magnitude has these bits: what an integer counts, and its inverse."""
     word = np.empty(1, np.int32)
@@ -66,7 +68,7 @@ def _scale(largest_bits: np.int32) -> tuple[np.float32, np.float32]:
     return largest / LARGEST, LARGEST / largest if largest >= SMALLEST else np.float32(0)
 
 
-@njit(cache=True, error_model="numpy")
+@inner()
 def pass_starts(num_rows: int) -> Table:
     """First row of each pass, and where the last one ends: of as many rows as there is code for."""
     starts = np.zeros(num_rows // 8 + 4, np.int64)
@@ -90,12 +92,17 @@ def quantize_pass(
             quantize_row(np.zeros(x.shape[1], np.float32), order, runs, t, rows, out, sums, scales)
 
 
+def tile_functions(num_rows: int) -> Table:
+    """Addresses of the compiled products of one tile by their number of rows, of those that so many rows need."""
+    return _addresses(num_rows > 4, num_rows % 8)
+
+
 @cache
-def tile_functions() -> Table:
-    """Addresses of the compiled products of one tile, by their number of rows."""
-    addresses = np.zeros(max(PASS_ROWS) + 1, np.int64)
-    for rows in PASS_ROWS:
-        addresses[rows] = _tile_function(rows).address
+def _addresses(are_many: bool, left: int) -> Table:
+    addresses = np.zeros(9, np.int64)
+    for rows, needed in ((1, left in (1, 3)), (2, left in (2, 3, 4)), (8, are_many)):
+        if needed:
+            addresses[rows] = _tile_function(rows).address
     return addresses
 
 
@@ -109,40 +116,63 @@ def _tile_function(rows: int) -> Any:
     return cfunc(SIGNATURE, cache=True)(tile)
 
 
+@inner()
+def _quantize_input(
+    i: int, x: Floats, starts: Table, order: Ints, runs: Ints, inputs: Table, out: Bytes, sums: Ints, scales: Floats
+) -> None:
+    """One pass of one order of the activations."""
+    padded, width = starts[-1], x.shape[1]
+    start, rows = starts[i // len(inputs)], starts[i // len(inputs) + 1] - starts[i // len(inputs)]
+    row, run, num_runs = inputs[i % len(inputs)]
+    quantize_pass(
+        x, start, rows, order[row : row + width], runs[run : run + num_runs],
+        out[2 * (row * padded + start * width) :], sums[2 * (run * padded + start * num_runs) :],
+        scales[run * padded + start * num_runs :],
+    )  # fmt: skip
+
+
 @njit(parallel=True, cache=True, error_model="numpy")
 def multiply(
-    x: Floats, words: Ints, codes: NDArray[np.int16], table: Floats, runs: Ints, order: Ints, inputs: Table,
-    tiles: Table, residual: Floats, functions: Table, out: Floats,
+    x: Floats, codes: NDArray[np.int16], table: Floats, runs: Ints, order: Ints, inputs: Table, tiles: Table,
+    residual: Floats, functions: Table, workers: int, out: Floats,
 ) -> None:  # fmt: skip
-    """x [T, K] -> out [T, N], plus the residual [T, N] unless that has no rows. The others: see TiledMatrix."""
+    """x [T, K] -> out [T, N], plus the residual [T, N] unless that has no rows. The others: see TiledMatrix.
+
+    Each worker has its share of tiles, one stretch of memory; those that are done with theirs help the others.
+    """
     num_rows, width = x.shape
     starts = pass_starts(num_rows)
     num_passes, padded = len(starts) - 1, starts[-1]
     taken = np.empty(2 * padded * len(order), np.int8)
     sums = np.empty(2 * padded * len(runs), np.int32)
     scales = np.empty(padded * len(runs), np.float32)
-    for i in prange(num_passes * len(inputs)):
-        start, rows = starts[i // len(inputs)], starts[i // len(inputs) + 1] - starts[i // len(inputs)]
-        row, run, num_runs = inputs[i % len(inputs)]
-        quantize_pass(
-            x, start, rows, order[row : row + width], runs[run : run + num_runs],
-            taken[2 * (row * padded + start * width) :], sums[2 * (run * padded + start * num_runs) :],
-            scales[run * padded + start * num_runs :],
-        )  # fmt: skip
-    for i in prange(len(tiles)):
-        tile = tiles[i]
-        row, run, num_runs = inputs[tile[INPUT]]
-        column, y = tile[COLUMN], np.empty((8, TILE), np.float32)
-        for p in range(num_passes):
-            start = starts[p]
-            call_tile(  # type: ignore[call-arg]
-                functions[starts[p + 1] - start], words.ctypes.data + 4 * tile[WORDS],
-                codes.ctypes.data + 32 * tile[CODES], runs.ctypes.data + 12 * tile[RUNS], num_runs,
-                table.ctypes.data + 64 * tile[SCALES], taken.ctypes.data + 2 * (row * padded + start * width),
-                sums.ctypes.data + 8 * (run * padded + start * num_runs),
-                scales.ctypes.data + 4 * (run * padded + start * num_runs), y.ctypes.data,
-            )  # fmt: skip
-            for t in range(min(num_rows, starts[p + 1]) - start):
-                for n in range(tile[WIDTH]):
-                    added = residual[start + t, column + n] if len(residual) else np.float32(0)
-                    out[start + t, column + n] = y[t, n] + added
+    if num_passes * len(inputs) == 1:
+        _quantize_input(0, x, starts, order, runs, inputs, taken, sums, scales)
+    else:
+        for i in prange(num_passes * len(inputs)):
+            _quantize_input(int(i), x, starts, order, runs, inputs, taken, sums, scales)
+    counters = np.zeros((workers, LINE), np.int64)
+    for worker in prange(workers):
+        y = np.empty((8, TILE), np.float32)
+        for share in range(worker, worker + workers):
+            share %= workers
+            first, end = share * len(tiles) // workers, (share + 1) * len(tiles) // workers
+            i = first + take_next(counters[share])  # type: ignore[call-arg]
+            while i < end:
+                tile = tiles[i]
+                row, run, num_runs = inputs[tile[INPUT]]
+                column = tile[COLUMN]
+                for p in range(num_passes):
+                    start = starts[p]
+                    call_tile(
+                        functions[starts[p + 1] - start], tile[WORDS], codes.ctypes.data + 32 * tile[CODES],
+                        runs.ctypes.data + 12 * tile[RUNS], num_runs, table.ctypes.data + 64 * tile[SCALES],
+                        taken.ctypes.data + 2 * (row * padded + start * width),
+                        sums.ctypes.data + 8 * (run * padded + start * num_runs),
+                        scales.ctypes.data + 4 * (run * padded + start * num_runs), y.ctypes.data,
+                    )  # fmt: skip
+                    for t in range(min(num_rows, starts[p + 1]) - start):
+                        for n in range(tile[WIDTH]):
+                            added = residual[start + t, column + n] if len(residual) else np.float32(0)
+                            out[start + t, column + n] = y[t, n] + added
+                i = first + take_next(counters[share])

@@ -27,6 +27,8 @@ from polybit.kernels.cpu.layout import PLANES, STEPS, TILE, word_places
 
 LANES = 16
 VECTORS = TILE // LANES
+AHEAD = 8192  # bytes
+FEW_ROWS = 2  # which wait for memory; more have enough to do
 HIGH_LIMB = 256.0  # of an activation of two bytes, what the upper one counts
 
 Value = Any  # of llvmlite, which has no types
@@ -213,6 +215,7 @@ class _Run:
             words = tile.at(column, loop.index, 4 * TILE * self.bits)
             x = tile.at(self.x, loop.index, 64 * tile.rows)
             for step in range(STEPS):
+                self._ask_ahead(words, step, vectors)
                 self._load_words(words, step, vectors, loaded)
                 weights = {v: self._weights(loaded, step, v) for v in vectors}
                 for t in range(tile.rows):
@@ -226,6 +229,16 @@ class _Run:
             y, scale = tile.at(tile.y, vector, 4 * LANES), self._scale(vector)
             for t in range(tile.rows):
                 self._add(y, t, scale, b.load(sums[v, t, 0]), b.load(sums[v, t, 1]))
+
+    def _ask_ahead(self, words: Value, step: int, vectors: range) -> None:
+        """For lines of memory that are needed some blocks later: all where there is much to do to each, else some."""
+        if self.tile.rows > FEW_ROWS:
+            return
+        b, asked = self.tile.b, vectors if self.bits <= 3 else vectors[:1]
+        for word in range(step * self.bits // STEPS, (step + 1) * self.bits // STEPS):
+            for v in asked:
+                at = b.gep(words, [ir.Constant(ir.IntType(64), AHEAD + 4 * (word * TILE + v * LANES))])
+                _call(b, "llvm.prefetch.p0i8", ir.VoidType(), (at, INT(0), INT(1), INT(1)))
 
     def _load_words(self, words: Value, step: int, vectors: range, loaded: dict[tuple[int, int], Value]) -> None:
         """Those that a step is the first to need, in the order of memory."""

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-
 from polybit.amounts import gigabytes
 from polybit.quantizer.report.findings import Findings
 from polybit.quantizer.tested import SelfTest
@@ -57,6 +55,8 @@ def read_card(folder: Path) -> str:
 
 def card(findings: Findings, source_card: str, page: str, picture: str | None) -> str:
     """The text of a card beside the files `page` and `picture`; `source_card` is the source's own, maybe empty."""
+    from huggingface_hub import ModelCardData  # as in format/hub.py
+
     metadata, words = _split(source_card)
     front = {key: metadata[key] for key in CARRIED if key in metadata}
     if findings.base_model is not None:
@@ -68,6 +68,8 @@ def card(findings: Findings, source_card: str, page: str, picture: str | None) -
 
 def _split(text: str) -> tuple[Mapping[str, Any], str]:
     """A card's metadata and its words; no metadata where it has none that can be read."""
+    from huggingface_hub import ModelCard
+
     if not text.startswith("---"):
         return {}, text
     try:
