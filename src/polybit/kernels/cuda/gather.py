@@ -10,6 +10,7 @@ from torch import Tensor
 from polybit.kernels.cuda.compile import Build
 from polybit.kernels.cuda.decode import ACTIVATIONS, KINDS
 from polybit.kernels.cuda.launch import Argument, Kernel, shared_memory
+from polybit.kernels.triton.reduction import num_processors
 from polybit.spec import Activation
 
 STATIC_BYTES = 2048  # shared memory that the kernel declares itself, and what the driver keeps
@@ -84,7 +85,7 @@ def shape_of_launch(num_tokens: int, width: int, form: Form, device: torch.devic
         two_fit_twice = 2 * (4 * width + STATIC_BYTES) <= shared_memory(device.index)
         tokens = 2 if two_fit_twice else 1
         return tokens, (-(-num_tokens // tokens), 1), 256 if width <= 8192 else 512
-    shares = torch.cuda.get_device_properties(device).multi_processor_count // num_tokens
+    shares = num_processors(device) // num_tokens
     return 1, (num_tokens, max(1, min(MOST_SHARES, shares))), min(1024, max(32, width // 8 // 32 * 32))
 
 
