@@ -1,8 +1,10 @@
 """Kernels for CPUs in Numba, compiled at first use and cached on disk. Needs the extra `polybit[cpu]`."""
 
 from polybit.kernels.cpu.cache import keep_compiled
+from polybit.kernels.cpu.compiling import compile_without_collection
 
 keep_compiled()  # before anything is declared to be compiled
+compile_without_collection()
 
 from polybit.kernels.cpu.activations import gated_activate
 from polybit.kernels.cpu.attention import attention
