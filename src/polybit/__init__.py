@@ -19,26 +19,27 @@ gc.disable()
 # operation down (decoding on two cores, one of them busy: 1.3 tokens/s; 12.3 with threads that sleep).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from polybit.errors import (
-    CalibrationError,
-    ConfigError,
-    FormatError,
-    JobError,
-    KernelError,
-    OutOfMemory,
-    PolybitError,
-    RequestError,
-    SelfTestFailed,
-    UnsupportedModel,
-)
-from polybit.generator import Completion, Engine, SamplingParams, Stream, load
-from polybit.model.options import LoadOptions
-from polybit.progress import progress_bar
-from polybit.quantizer.convert import ConvertOptions, ConvertProgress, ConvertResult, convert
-from polybit.version import __version__
-
-if _collects:
-    gc.enable()
+try:
+    from polybit.errors import (
+        CalibrationError,
+        ConfigError,
+        FormatError,
+        JobError,
+        KernelError,
+        OutOfMemory,
+        PolybitError,
+        RequestError,
+        SelfTestFailed,
+        UnsupportedModel,
+    )
+    from polybit.generator import Completion, Engine, SamplingParams, Stream, load
+    from polybit.model.options import LoadOptions
+    from polybit.progress import progress_bar
+    from polybit.quantizer.convert import ConvertOptions, ConvertProgress, ConvertResult, convert
+    from polybit.version import __version__
+finally:
+    if _collects:
+        gc.enable()
 
 __all__ = [
     "CalibrationError",

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_results_come_in_order_from_two_threads_at_a_time() -> None:
 
 def test_one_device_does_each_when_it_is_asked_for() -> None:
     ran = list[str]()
-    works = {name: finding(name, lambda name=name: ran.append(name)) for name in ("a", "b")}  # type: ignore[misc]
+    works = {name: finding(name, partial(ran.append, name)) for name in ("a", "b")}
     found = spread([CPU], works)
     assert (next(found)[0], ran) == ("a", ["a"])
     assert (next(found)[0], ran) == ("b", ["a", "b"])

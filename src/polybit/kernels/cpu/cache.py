@@ -27,7 +27,7 @@ def keep_compiled() -> None:
             "NUMBA_CACHE_DIR" if chosen else "POLYBIT_CACHE",
         )
         folder = Path(_of_this_process().name)
-    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]  # likewise
+    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]  # filled in at run time
 
 
 def _sources() -> str:

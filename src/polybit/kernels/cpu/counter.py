@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 
 
 @intrinsic
-def take_next(typing, counter):  # type: ignore[no-untyped-def]
+def take_next(typing, counter):  # type: ignore[no-untyped-def]  # they are Numba types
     """counter [1] int64 -> what it was, one less than it is then."""
 
     def emit(context: Any, b: Any, signature: Any, arguments: Sequence[Any]) -> Any:

@@ -43,7 +43,8 @@ def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
     added = np.empty((0, matrix.out_features), np.float32) if residual is None else floats(residual)
     given, functions = floats(x), tile_functions(x.shape[0])
     with cores():
-        multiply(given, *matrix.arrays, added, functions, torch.get_num_threads(), out.numpy())  # type: ignore[arg-type, call-arg]
+        arrays = *matrix.arrays, added, functions  # each of a type of its own, which mypy cannot follow through a star
+        multiply(given, *arrays, torch.get_num_threads(), out.numpy())  # type: ignore[arg-type, call-arg]
     return out.to(x.dtype if residual is None else residual.dtype)
 
 

@@ -157,7 +157,7 @@ def multiply(
         for share in range(worker, worker + workers):
             share %= workers
             first, end = share * len(tiles) // workers, (share + 1) * len(tiles) // workers
-            i = first + take_next(counters[share])  # type: ignore[call-arg]
+            i = first + take_next(counters[share])  # type: ignore[call-arg]  # Numba gives the first argument
             while i < end:
                 tile = tiles[i]
                 row, run, num_runs = inputs[tile[INPUT]]
