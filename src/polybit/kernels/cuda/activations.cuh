@@ -78,6 +78,15 @@ struct Place {
     InputGroup shape;
     int4 from;      // features of the lane's four sorted rows
     bool has_rows;  // of its own
+
+    // f(feature) of the four; zeros where the lane has none.
+    template <typename F>
+    __device__ __forceinline__ void read(float (&values)[4], F f) const {
+        values[0] = has_rows ? f(from.x) : 0.f;
+        values[1] = has_rows ? f(from.y) : 0.f;
+        values[2] = has_rows ? f(from.z) : 0.f;
+        values[3] = has_rows ? f(from.w) : 0.f;
+    }
 };
 
 __device__ __forceinline__ Place find_place(const int* order, const InputGroup* groups, u32 group) {
@@ -86,17 +95,4 @@ __device__ __forceinline__ Place find_place(const int* order, const InputGroup* 
     place.has_rows = 4 * lane < (place.shape.shape & 0xffff);
     if (place.has_rows) place.from = *reinterpret_cast<const int4*>(order + place.shape.row + 4 * lane);
     return place;
-}
-
-// Sorts f(feature) of every feature of the token.
-template <typename F>
-__device__ __forceinline__ void sort(const Place& place, u32 group, u32 token, char* out, u32 num_tokens, F f) {
-    float values[4] = {};
-    if (place.has_rows) {
-        values[0] = f(place.from.x);
-        values[1] = f(place.from.y);
-        values[2] = f(place.from.z);
-        values[3] = f(place.from.w);
-    }
-    store_group(values, group, token, place.shape, out, num_tokens);
 }

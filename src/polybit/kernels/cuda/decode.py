@@ -25,6 +25,7 @@ MAX_ROWS = 64  # more rows are better served by dequantizing
 WEIGHT_BYTES = 2176  # of a chunk in the ring
 SLOTS = 2  # chunks of a warp's ring
 SUM_BYTES = 4 * (TILE_COLUMNS + 4)  # of a row's sums over one tile
+VECTOR_BYTES = 16
 STATIC_BYTES = 6144  # shared memory that the kernel declares itself, and what the driver keeps
 KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 ACTIVATIONS = (Activation.SILU, Activation.GELU, Activation.GELU_TANH, Activation.RELU)
@@ -75,6 +76,7 @@ class Plan:
     shared_bytes: int
     runs: Tensor
     tiles: Tensor
+    num_slots: int  # of partial sums
 
 
 Sort = Callable[[slice], Tensor]  # some rows of the activations -> as the kernel reads them
@@ -83,7 +85,7 @@ Sort = Callable[[slice], Tensor]  # some rows of the activations -> as the kerne
 def multiply(x: Tensor, matrix: Streamed, residual: Tensor | None = None) -> Tensor:
     """x [T, K], T at most MAX_ROWS -> residual + x W [T, N] in x's dtype, or in the residual's."""
     dtype = x.dtype if residual is None else residual.dtype
-    x = _rows_whole(x)
+    x = aligned(x)
 
     def sort(rows: slice) -> Tensor:
         return _sort("sort_rows", matrix, x[rows], x.stride(0))
@@ -93,7 +95,7 @@ def multiply(x: Tensor, matrix: Streamed, residual: Tensor | None = None) -> Ten
 
 def norm_multiply(x: Tensor, weight: Tensor, eps: float, offset: float, matrix: Streamed) -> Tensor:
     """As multiply of rms_norm(x), without rounding between; in the matrix's dtype."""
-    x = _rows_whole(x)
+    x = aligned(x)
     numbers = np.float32(eps), np.float32(offset)
 
     def sort(rows: slice) -> Tensor:
@@ -106,7 +108,7 @@ def gated_multiply(
     gate: Tensor, up: Tensor, activation: Activation, matrix: Streamed, residual: Tensor | None
 ) -> Tensor:
     """As multiply of act(gate) * up, without rounding between."""
-    gate, up = _rows_whole(gate), _rows_whole(up)
+    gate, up = aligned(gate), aligned(up)
     dtype = gate.dtype if residual is None else residual.dtype
 
     def sort(rows: slice) -> Tensor:
@@ -116,8 +118,11 @@ def gated_multiply(
     return _multiply(len(gate), matrix, dtype, residual, sort)
 
 
-def _rows_whole(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 else x.contiguous()
+def aligned(x: Tensor) -> Tensor:
+    """Rows that can be read 16 bytes at a time."""
+    starts = (x.data_ptr(), *(stride * x.itemsize for stride in x.stride()[:-1]))
+    whole = x.stride(-1) == 1 and all(start % VECTOR_BYTES == 0 for start in starts)
+    return x if whole else x.clone(memory_format=torch.contiguous_format)
 
 
 def _multiply(num_rows: int, matrix: Streamed, dtype: torch.dtype, residual: Tensor | None, sort: Sort) -> Tensor:
@@ -135,9 +140,10 @@ def _launch(x: Tensor, matrix: Streamed, residual: Tensor | None, out: Tensor) -
     form = form_for(num_rows)
     plan = _plan(form, matrix.shapes, given.row_blocks, given.first_groups, device)
     space = workspace(device)
+    exchanges = space.exchanges if plan.num_slots <= len(space.exchanges) else None
     Kernel.get(form.build(plan.warps), "exl2_decode", device).launch(
         (plan.num_blocks,), 32 * plan.warps, matrix.stream, plan.runs, plan.tiles, matrix.maxima, x, out, residual,
-        space.sums, space.counters, plan.runs.shape[-2], plan.tiles.shape[1], num_rows, out.shape[1],
+        space.sums, space.counters, exchanges, plan.runs.shape[-2], plan.tiles.shape[1], num_rows, out.shape[1],
         int(out.dtype == torch.float32), shared_bytes=plan.shared_bytes, overlap=True,
     )  # fmt: skip
 
@@ -174,7 +180,7 @@ def _plan(
         )
     warps, schedule = found
     runs, tiles = (torch.from_numpy(table.view(np.int32)).to(device) for table in (schedule.runs, schedule.tiles))
-    return Plan(warps, len(schedule.runs), form.shared_bytes(warps, schedule.num_sums), runs, tiles)
+    return Plan(warps, len(schedule.runs), form.shared_bytes(warps, schedule.num_sums), runs, tiles, schedule.num_slots)
 
 
 def choose(

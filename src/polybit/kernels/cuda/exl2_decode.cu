@@ -6,8 +6,8 @@
 // x from activations.cu; out and residual [num_tokens, out_stride], residual null: none.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) exl2_decode(
     const char* stream, const Run* runs, const Tile* tiles, const u32* maxima, const char* x, void* out,
-    const void* residual, float* workspace, u32* counters, u32 num_runs, u32 num_tiles, u32 num_tokens, u32 out_stride,
-    u32 out_is_float
+    const void* residual, float* partial_sums, u32* counters, u32* exchanges, u32 num_runs, u32 num_tiles, u32 num_tokens,
+    u32 out_stride, u32 out_is_float
 ) {
     extern __shared__ __align__(128) char memory[];
     __shared__ __align__(8) u64 barriers[WARPS * SLOTS];
@@ -19,11 +19,13 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) exl2_decode(
     ring.place(memory, barriers);
 
     let_next_grid_start();
-    ring.fill(product.own_runs(), true, false);
+    Source inputs[SLOTS];
+    ring.fill_weights(product.own_runs(), inputs);
     product.copy_tiles(own_tiles);
     wait_for_previous_grid();
-    ring.fill(product.own_runs(), false, true);
+    ring.fill_inputs(inputs);
     multiply(product, ring, sums, num_tokens);
     __syncthreads();
-    finish(product, own_tiles, sums, workspace, counters, {out, residual, out_stride, out_is_float != 0}, num_tokens);
+    const Workspace space = {partial_sums, counters, exchanges};
+    finish(product, own_tiles, sums, space, {out, residual, out_stride, out_is_float != 0}, num_tokens);
 }

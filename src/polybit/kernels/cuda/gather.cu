@@ -17,9 +17,20 @@ typedef Number<WEIGHT>::Type Weight;
 
 extern __shared__ uint4 features[];  // two tokens: pairs of them, feature after feature
 
-// Returns when what earlier launches wrote can be read.
-__device__ __forceinline__ void begin() {
+// Which eights of sorted features a thread writes: thread blocks of one token share the work.
+__device__ __forceinline__ u32 first_eight() { return blockDim.x * blockIdx.y + threadIdx.x; }
+__device__ __forceinline__ u32 next_eight() { return blockDim.x * gridDim.y; }
+
+// Returns when what earlier launches wrote can be read. A product of few rows waits for this launch, so what nobody writes
+// is asked for before; for many rows all of it is in the cache already.
+__device__ __forceinline__ void begin(const int* order, u32 num_sorted, const Weight* weight, u32 width) {
     let_next_grid_start();
+    if constexpr (FORM != 0) {
+        for (u32 i = first_eight(); i < num_sorted / 8; i += next_eight()) prefetch(order + 8 * i);
+        if (weight != nullptr) {
+            for (u32 i = 8 * threadIdx.x; i < width; i += 8 * blockDim.x) prefetch(weight + i);
+        }
+    }
     wait_for_previous_grid();
 }
 
@@ -76,10 +87,9 @@ __device__ __forceinline__ u64 place_of(u32 i, u32 token, u32 num_sorted, u32 nu
     return static_cast<u64>(i) * ((num_tokens + 7) / 8 * 8) + token;
 }
 
-// Features order[0], order[1], .. of each token to out; thread blocks of one token share the work.
+// Features order[0], order[1], .. of each token to out.
 __device__ __forceinline__ void write_sorted(const int* order, uint4* out, u32 num_sorted, u32 num_tokens) {
-    const u32 threads = blockDim.x * gridDim.y;
-    for (u32 i = blockDim.x * blockIdx.y + threadIdx.x; i < num_sorted / 8; i += threads) {
+    for (u32 i = first_eight(); i < num_sorted / 8; i += next_eight()) {
         u32 from[8], first[4], second[4];
         features_of(order, i, from);
 #pragma unroll
@@ -104,7 +114,7 @@ __device__ __forceinline__ void write_sorted(const int* order, uint4* out, u32 n
 
 // x [num_tokens, x_stride], `width` features, a multiple of 32; order [num_sorted] int32. Grid (num_tokens / TOKENS, any).
 extern "C" __global__ void gather_rows(const int* order, uint4* out, u32 num_sorted, u32 width, u32 num_tokens, const In* x, u32 x_stride) {
-    begin();
+    begin(order, num_sorted, nullptr, 0);
     stage(width, [&](int t, u32 i, float (&values)[8]) {
         read_eight<IN>(x + static_cast<u64>(token_at(t, num_tokens)) * x_stride + i, values);
     });
@@ -135,7 +145,7 @@ extern "C" __global__ void gather_normed(
     const int* order, uint4* out, u32 num_sorted, u32 width, u32 num_tokens, const In* x, u32 x_stride, const Weight* weight, float eps,
     float offset
 ) {
-    begin();
+    begin(order, num_sorted, weight, width);
     const In* rows[TOKENS];
     float scales[TOKENS] = {};
 #pragma unroll
@@ -181,7 +191,7 @@ extern "C" __global__ void gather_gated(
     const int* order, uint4* out, u32 num_sorted, u32 width, u32 num_tokens, const In* gate, u32 gate_stride, const In* up, u32 up_stride,
     u32 activation
 ) {
-    begin();
+    begin(order, num_sorted, nullptr, 0);
     switch (activation) {
         case 0: stage_gated<0>(width, num_tokens, gate, gate_stride, up, up_stride); break;
         case 1: stage_gated<1>(width, num_tokens, gate, gate_stride, up, up_stride); break;

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from polybit.kernels.cuda.compile import Build
-from polybit.kernels.cuda.decode import ACTIVATIONS, KINDS
+from polybit.kernels.cuda.decode import ACTIVATIONS, KINDS, aligned
 from polybit.kernels.cuda.launch import Argument, Kernel, shared_memory
 from polybit.kernels.triton.reduction import num_processors
 from polybit.spec import Activation
 
 STATIC_BYTES = 2048  # shared memory that the kernel declares itself, and what the driver keeps
-VECTOR_BYTES = 16
 MOST_SHARES = 4  # of a token among thread blocks, each of which works out all its features
 
 
@@ -32,7 +31,7 @@ class Form(IntEnum):
 
 def gather(x: Tensor, order: Tensor, form: Form = Form.DENSE, dtype: torch.dtype | None = None) -> Tensor:
     """x [T, K] -> x[:, order], in its dtype or rounded to `dtype`."""
-    x = _aligned(x)
+    x = aligned(x)
     return _launch("gather_rows", order, x, form, dtype or x.dtype, x.stride(0))
 
 
@@ -40,8 +39,8 @@ def gather_normed(
     x: Tensor, weight: Tensor, eps: float, offset: float, dtype: torch.dtype, order: Tensor, form: Form = Form.DENSE
 ) -> Tensor:
     """The same of rms_norm(x), weight [K], rounded once to `dtype`."""
-    x, numbers = _aligned(x), (np.float32(eps), np.float32(offset))
-    return _launch("gather_normed", order, x, form, dtype, x.stride(0), _aligned(weight), *numbers, kind=weight.dtype)
+    x, numbers = aligned(x), (np.float32(eps), np.float32(offset))
+    return _launch("gather_normed", order, x, form, dtype, x.stride(0), aligned(weight), *numbers, kind=weight.dtype)
 
 
 def gather_gated(
@@ -49,7 +48,7 @@ def gather_gated(
     dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
     """The same of act(gate) * up, both [T, K], in the dtype of gate or rounded to `dtype`."""
-    gate, up = _aligned(gate), _aligned(up)
+    gate, up = aligned(gate), aligned(up)
     strides, number = (gate.stride(0), up.stride(0)), ACTIVATIONS.index(activation)
     return _launch("gather_gated", order, gate, form, dtype or gate.dtype, strides[0], up, strides[1], number)
 
@@ -87,10 +86,3 @@ def shape_of_launch(num_tokens: int, width: int, form: Form, device: torch.devic
         return tokens, (-(-num_tokens // tokens), 1), 256 if width <= 8192 else 512
     shares = num_processors(device) // num_tokens
     return 1, (num_tokens, max(1, min(MOST_SHARES, shares))), min(1024, max(32, width // 8 // 32 * 32))
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """Rows that can be read 16 bytes at a time."""
-    starts = (x.data_ptr(), *(stride * x.itemsize for stride in x.stride()[:-1]))
-    whole = x.stride(-1) == 1 and all(start % VECTOR_BYTES == 0 for start in starts)
-    return x if whole else x.clone(memory_format=torch.contiguous_format)

@@ -96,6 +96,11 @@ __device__ __forceinline__ void make_barriers(u32 address) {
 
 // ---- one warp's bytes, in order, chunk by chunk through a ring in shared memory
 
+struct Source {
+    const char* address;
+    u32 bytes;  // none after the last chunk
+};
+
 struct Ring {
     const char* stream;
     const char* inputs;
@@ -118,12 +123,18 @@ struct Ring {
         make_barriers(barrier);
     }
 
-    // Ask for the first chunks of `runs`: their weights, which no launch writes, or their activations.
-    __device__ __forceinline__ void fill(const Run* runs, bool want_weights, bool want_inputs) {
+    // Ask for the weights of the first chunks of `runs`, which no launch writes. later: where their activations will be.
+    __device__ __forceinline__ void fill_weights(const Run* runs, Source (&later)[SLOTS]) {
         next = runs;
         chunks_left = 0;
-#pragma unroll 1
-        for (int i = 0; i < SLOTS; ++i, move_on()) request(want_weights, want_inputs);
+#pragma unroll
+        for (int i = 0; i < SLOTS; ++i, move_on()) later[i] = request_weights();
+        phase = 0;
+    }
+
+    __device__ __forceinline__ void fill_inputs(const Source (&later)[SLOTS]) {
+#pragma unroll
+        for (int i = 0; i < SLOTS; ++i, move_on()) request_inputs(later[i]);
         phase = 0;
     }
 
@@ -139,18 +150,22 @@ struct Ring {
         input_bytes = 64 * num_tokens * blocks + header * groups;
     }
 
-    // Fill the slot with the next chunk: its weights, its activations (the weights asked for before), or both.
-    __device__ __forceinline__ void request(bool want_weights, bool want_inputs) {
+    // Fill the slot with the next chunk: its weights first. Returns where its activations are.
+    __device__ __forceinline__ Source request_weights() {
         if (chunks_left == 0) next_run();
-        if (chunks_left != 0) {
-            if (want_weights) {
-                expect_copies(barrier, bytes + input_bytes);
-                copy<WEIGHT_BYTES>(slot, source, bytes, barrier);
-            }
-            if (want_inputs) copy<INPUT_BYTES>(slot + WEIGHT_BYTES, input, input_bytes, barrier);
-            source += bytes;
-            input += input_bytes;
-            --chunks_left;
+        if (chunks_left == 0) return {inputs, 0};
+        expect_copies(barrier, bytes + input_bytes);
+        copy<WEIGHT_BYTES>(slot, source, bytes, barrier);
+        const Source activations = {input, input_bytes};
+        source += bytes;
+        input += input_bytes;
+        --chunks_left;
+        return activations;
+    }
+
+    __device__ __forceinline__ void request_inputs(const Source& activations) {
+        if (activations.bytes != 0) {
+            copy<INPUT_BYTES>(slot + WEIGHT_BYTES, activations.address, activations.bytes, barrier);
         }
         commit_copies();
     }
@@ -170,7 +185,7 @@ struct Ring {
     // The slot's contents are in registers: it may be filled again.
     __device__ __forceinline__ void release() {
         __syncwarp();
-        request(true, true);
+        request_inputs(request_weights());
         move_on();
     }
 };
@@ -365,10 +380,35 @@ __device__ __forceinline__ u32 part_place(u32 slot, u32 token, u32 column) {
     return (slot * MAX_TOKENS + token) * TILE_COLUMNS + column;
 }
 
-// Adds up the warps' sums of every tile: to the output, or to the workspace where other thread blocks have a part.
-// Returns whether there is such a tile.
+// What thread blocks leave to each other.
+struct Workspace {
+    float* sums;     // [slots, MAX_TOKENS, 64]
+    u32* counters;   // one a slot, zero before and after
+    u32* exchanges;  // [slots, MAX_TOKENS, 64] of tiles in two parts, zero before and after; null: there are too many
+
+    __device__ __forceinline__ bool exchanges_parts(const Tile& tile) const {
+        return tile_parts(tile) == 2 && exchanges != nullptr;
+    }
+    __device__ __forceinline__ bool counts_parts(const Tile& tile) const {
+        return tile_parts(tile) > 1 && !exchanges_parts(tile);
+    }
+};
+
+// A tile's two parts, without a fence or a counter: who comes first leaves its sum, in bits that are not zero, and who
+// comes second finds it. Whoever that is, a + b is b + a. Returns whether `sum` is of both now.
+__device__ __forceinline__ bool exchange(u32* place, float& sum) {
+    const u32 own = isnan(sum) ? 1u : ~__float_as_uint(sum);  // 1 is a NaN too, and 0 would be one
+    const u32 other = atomicExch(place, own);
+    if (other == 0) return false;
+    *place = 0;  // for the next launch
+    sum += __uint_as_float(~other);
+    return true;
+}
+
+// Adds up the warps' sums of every tile: to the output, or for other thread blocks that have a part of it.
+// Returns whether there are tiles whose parts are still to be added up.
 __device__ __forceinline__ bool add_warps(
-    const Tile* tiles, u32 num_tiles, const float* sums, float* workspace, const Output& output, u32 num_tokens
+    const Tile* tiles, u32 num_tiles, const float* sums, const Workspace& space, const Output& output, u32 num_tokens
 ) {
     bool is_shared = false;
     const u32 outputs = num_tokens * TILE_COLUMNS;
@@ -378,24 +418,28 @@ __device__ __forceinline__ bool add_warps(
         const u32 first = tile.sums >> 16 & 0xff, count = tile.sums >> 24;
         float sum = 0.f;
         for (u32 k = first; k < first + count; ++k) sum += sums[(k * num_tokens + token) * SUM_STRIDE + column];
-        if (tile_parts(tile) > 1) workspace[part_place(tile.slot, token, column)] = sum;
-        else if (column < tile_columns(tile)) output.store(token, tile.column + column, sum);
+        if (space.counts_parts(tile)) {
+            space.sums[part_place(tile.slot, token, column)] = sum;
+        } else if (column < tile_columns(tile)) {
+            u32* place = space.exchanges + part_place(tile_first_slot(tile), token, column);
+            if (space.exchanges_parts(tile) && !exchange(place, sum)) continue;
+            output.store(token, tile.column + column, sum);
+        }
     }
-    for (u32 i = 0; i < num_tiles; ++i) is_shared |= tile_parts(tiles[i]) > 1;
+    for (u32 i = 0; i < num_tiles; ++i) is_shared |= space.counts_parts(tiles[i]);
     return is_shared;
 }
 
-// Tiles that several thread blocks have a part of: whoever is last adds the parts up, always in the same order.
+// The other tiles that several thread blocks have a part of: whoever is last adds the parts up, always in the same order.
 __device__ __noinline__ void add_blocks(
-    const Tile* tiles, u32 num_tiles, float* workspace, u32* counters, const Output& output, u32 num_tokens
+    const Tile* tiles, u32 num_tiles, const Workspace& space, const Output& output, u32 num_tokens
 ) {
     __shared__ bool is_last[MAX_TILES];
     __threadfence();
     __syncthreads();
     for (u32 i = threadIdx.x; i < num_tiles; i += 32 * WARPS) {
-        const u32 parts = tile_parts(tiles[i]);
-        u32* counter = counters + tile_first_slot(tiles[i]);
-        is_last[i] = parts > 1 && atomicAdd(counter, 1) == parts - 1;
+        u32* counter = space.counters + tile_first_slot(tiles[i]);
+        is_last[i] = space.counts_parts(tiles[i]) && atomicAdd(counter, 1) == tile_parts(tiles[i]) - 1;
         if (is_last[i]) *counter = 0;  // for the next launch
     }
     __syncthreads();
@@ -406,7 +450,7 @@ __device__ __noinline__ void add_blocks(
         const Tile tile = tiles[i / outputs];
         const u32 token = i % outputs / TILE_COLUMNS, column = i % TILE_COLUMNS;
         if (column >= tile_columns(tile)) continue;
-        const float* part = workspace + part_place(tile_first_slot(tile), token, column);
+        const float* part = space.sums + part_place(tile_first_slot(tile), token, column);
         float sum = 0.f;
         for (u32 p = 0; p < tile_parts(tile); ++p) sum += __ldcg(part + p * MAX_TOKENS * TILE_COLUMNS);
         output.store(token, tile.column + column, sum);
@@ -445,13 +489,12 @@ __device__ __forceinline__ void multiply(const Product& product, Ring& ring, flo
     }
 }
 
-// When all warps have multiplied. tiles: the thread block's; workspace [slots, MAX_TOKENS, 64]; counters: one a slot,
-// zero before and after.
+// When all warps have multiplied. tiles: the thread block's.
 __device__ __forceinline__ void finish(
-    const Product& product, const Tile* tiles, const float* sums, float* workspace, u32* counters, const Output& output,
+    const Product& product, const Tile* tiles, const float* sums, const Workspace& space, const Output& output,
     u32 num_tokens
 ) {
-    if (add_warps(tiles, product.num_tiles, sums, workspace, output, num_tokens)) {
-        add_blocks(tiles, product.num_tiles, workspace, counters, output, num_tokens);
+    if (add_warps(tiles, product.num_tiles, sums, space, output, num_tokens)) {
+        add_blocks(tiles, product.num_tiles, space, output, num_tokens);
     }
 }

@@ -25,6 +25,9 @@ __device__ __forceinline__ uint2 load_8(const void* from) {
     return out;
 }
 
+// Will be read soon: to the second-level cache.
+__device__ __forceinline__ void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+
 __device__ __forceinline__ u32 load_4(const void* from) {
     u32 out;
     asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(out) : "l"(from) : "memory");
