@@ -369,6 +369,24 @@ class TestThreads:
         reader.join(60)
         assert "".join(pieces) == fast.completion.text
 
+    @pytest.mark.parametrize("is_awaited", [False, True])
+    def test_a_last_piece_that_comes_while_one_looks_is_not_lost(self, engine, monkeypatch, is_awaited):
+        stream = engine.stream("one", GREEDY, max_tokens=1)
+        ready = stream.ready
+
+        def meanwhile_others_make_a_step():
+            piece = ready()
+            engine.step()
+            return piece
+
+        async def listed():
+            return [piece async for piece in stream]
+
+        monkeypatch.setattr(stream, "ready", meanwhile_others_make_a_step)
+        pieces = asyncio.run(listed()) if is_awaited else list(stream)
+        assert stream.completion.text
+        assert "".join(pieces) == stream.completion.text
+
 
 class TestEventLoops:
     def test_pieces_come_to_async_for(self, engine):
