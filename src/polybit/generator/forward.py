@@ -7,7 +7,7 @@ from torch import Tensor
 
 from polybit.cache import KVPool
 from polybit.generator.graphs import SIZES, DecodeGraphs, Launch
-from polybit.generator.layout import DecodeLayout, Run, lay_out, onward, wanted_of
+from polybit.generator.layout import DecodeLayout, Run, ids_of, lay_out, onward, wanted_of
 from polybit.model.model import Model
 from polybit.modules.step import Step
 
@@ -29,7 +29,7 @@ class Forward:
         self._decoded = None
         if _is_decode(runs):
             self._decoded = self._decode_layout(runs)
-            return self._prepare(self._decoded)(torch.tensor([run.tokens[0] for run in runs]))
+            return self._prepare(self._decoded)(ids_of([run.tokens[0] for run in runs]))
         if self._graphs is not None and _is_guessed(runs, self._graphs.max_queries):
             tokens, step = lay_out(runs, CPU)
             return self._graphs.prepare(step)(tokens)

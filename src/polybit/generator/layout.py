@@ -60,6 +60,11 @@ def lay_out(runs: Sequence[Run], device: torch.device) -> tuple[Tensor, Step]:
     return torch.tensor([token for run in runs for token in run.tokens], device=device), step
 
 
+def ids_of(tokens: Sequence[int]) -> Tensor:
+    """tokens [T] on the host; numpy reads a list in a quarter of torch's time."""
+    return torch.from_numpy(np.array(tokens, np.int64))
+
+
 def wanted_of(runs: Sequence[Run]) -> list[int]:
     """Places in [T] of the tokens whose logits are wanted."""
     stops = accumulate(len(run.tokens) for run in runs)

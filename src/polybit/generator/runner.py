@@ -12,7 +12,7 @@ from polybit.errors import KernelError, PolybitError
 from polybit.generator.diagnosis import first_broken_layer
 from polybit.generator.forward import Forward
 from polybit.generator.graphs import DecodeGraphs, Launch
-from polybit.generator.layout import run_of
+from polybit.generator.layout import ids_of, run_of
 from polybit.generator.sampling import UNUSABLE, Drawn, sample, unusable
 from polybit.generator.sampling.shaping import guided
 from polybit.generator.scheduler import Part, Plan
@@ -32,7 +32,7 @@ class Ahead:
 
     def launch(self) -> Tensor:
         """As `Runner.forward` of the plan's parts."""
-        logits = self.prepared(torch.tensor([part.sequence.tokens[-1] for part in self.plan.parts]))
+        logits = self.prepared(ids_of([part.sequence.tokens[-1] for part in self.plan.parts]))
         for part in self.plan.parts:
             part.sequence.num_stored += 1
         return logits
