@@ -137,7 +137,7 @@ def without_model(runner: Runner) -> Runner:
 
     model: Any = SimpleNamespace(spec=runner.model.spec, device=runner.model.device, forward=forward)
     model.max_seq_len = runner.model.max_seq_len
-    graphs: Any = SimpleNamespace(decode=lambda tokens, step: rows[: len(tokens)], max_queries=1)
+    graphs: Any = SimpleNamespace(prepare=lambda step: lambda tokens: rows[: len(tokens)], max_queries=1)
     return Runner(model, runner.pool, runner.model.spec.embedding.num_rows, graphs)
 
 

@@ -21,9 +21,11 @@ class Background:
         self._loops = dict[asyncio.AbstractEventLoop, Wakeup]()
 
     async def next_step(self, sequence: Sequence) -> None:
-        """Return after a step that was made while this one waited; there will be one."""
+        """Return after a step that was made while this one waited; at once where the sequence has ended."""
         wakeup = self._wakeup(asyncio.get_running_loop())
         waiting = wakeup.wait()
+        if sequence.has_ended:  # asked last: its last step may have been told before this one waited
+            return
         self._want(sequence)
         await waiting
 

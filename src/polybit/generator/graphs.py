@@ -29,6 +29,7 @@ READ_BY_HOST = frozenset({"attention", "matmul"})  # ops whose reference reads d
 
 Work = Callable[[], Tensor]  # its result may lie in the same memory each time
 Capture = Callable[[Work], Work]
+Launch = Callable[[Tensor], Tensor]  # tokens [T] on the CPU -> logits [T, V] fp32, good until the next launch
 
 
 class DecodeGraphs:
@@ -45,14 +46,14 @@ class DecodeGraphs:
         self._steps: dict[tuple[int, bool], CapturedStep] = {}
 
     @torch.inference_mode()
-    def decode(self, tokens: Tensor, step: Step) -> Tensor:
-        """tokens [T] and their step, all on the CPU -> logits [T, V] fp32, good until the next call."""
+    def prepare(self, step: Step) -> Launch:
+        """All of a step on the CPU but its tokens; may be done while the device works on the one before."""
         size = next(size for size in SIZES if size >= len(step.lengths))
         key = size, step.max_queries > 1
         if key not in self._steps:
             idle = self._idle_guesses(size) if step.max_queries > 1 else self._idle(size)
             self._steps[key] = CapturedStep(*idle, self._model, self._pool, self._capture)
-        return self._steps[key](tokens, step)
+        return self._steps[key].prepare(step)
 
     def _idle(self, size: int) -> tuple[Tensor, Step]:
         """A batch of nothing but sequences that fill it up."""
@@ -93,21 +94,26 @@ class CapturedStep:
         batch, self._idle = gather((tokens, step), lambda num_bytes: torch.zeros(num_bytes, dtype=torch.uint8))
         self._on_host = self._idle.clone()
         self._on_device = self._idle.to(model.device, copy=True)
-        self._tokens, self._step = over(batch, self._on_host)
+        _, self._step = over(batch, self._on_host)
         device_tokens, device_step = over(batch, self._on_device)
         self._replay = capture(lambda: model.forward(device_tokens, device_step, pool))
 
-    def __call__(self, tokens: Tensor, step: Step) -> Tensor:
-        self._fill(tokens, step)
+    def prepare(self, step: Step) -> Launch:
+        self._fill(step)
         # Pinned anew each time: torch hands such memory out again only when copies from it are done.
         source = self._on_host.pin_memory() if self._on_device.is_cuda else self._on_host
-        self._on_device.copy_(source, non_blocking=True)
-        return self._replay()[: step.num_tokens]
 
-    def _fill(self, tokens: Tensor, step: Step) -> None:
+        def launch(tokens: Tensor) -> Tensor:
+            with torch.inference_mode():
+                source[: tokens.nbytes].view(tokens.dtype)[:] = tokens  # they come first in a batch
+                self._on_device.copy_(source, non_blocking=True)
+                return self._replay()[: len(tokens)]
+
+        return launch
+
+    def _fill(self, step: Step) -> None:
         self._on_host.copy_(self._idle)
         num_tokens, (count, num_pages) = step.num_tokens, step.page_table.shape
-        self._tokens[:num_tokens] = tokens
         self._step.positions[:num_tokens] = step.positions
         self._step.slots[:num_tokens] = step.slots
         self._step.lengths[:count] = step.lengths

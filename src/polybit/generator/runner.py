@@ -1,6 +1,7 @@
 """One step: a forward pass over parts of several sequences, and what each that is ready for it says next."""
 
 from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -10,8 +11,8 @@ from polybit.cache import Holding, KVPool
 from polybit.errors import KernelError, PolybitError
 from polybit.generator.diagnosis import first_broken_layer
 from polybit.generator.forward import Forward
-from polybit.generator.graphs import DecodeGraphs
-from polybit.generator.layout import run_of
+from polybit.generator.graphs import DecodeGraphs, Launch
+from polybit.generator.layout import ids_of, run_of
 from polybit.generator.sampling import UNUSABLE, Drawn, sample, unusable
 from polybit.generator.sampling.shaping import guided
 from polybit.generator.scheduler import Part, Plan
@@ -20,6 +21,21 @@ from polybit.generator.speculative import Drafter, Outlook, looking_ahead
 from polybit.model.model import Model
 
 Said = list[Drawn] | PolybitError  # a token, and one more for each guess that came true; or why there is none
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A plan's next step, should it be carried out once more, each of its sequences having got a token."""
+
+    plan: Plan[Sequence]
+    prepared: Launch
+
+    def launch(self) -> Tensor:
+        """As `Runner.forward` of the plan's parts."""
+        logits = self.prepared(ids_of([part.sequence.tokens[-1] for part in self.plan.parts]))
+        for part in self.plan.parts:
+            part.sequence.num_stored += 1
+        return logits
 
 
 class Runner:
@@ -41,6 +57,7 @@ class Runner:
         self._vocab_size = vocab_size
         self._forward = Forward(model, pool, graphs)
         self._drafter = drafter
+        self._ahead: Ahead | None = None
 
     def run(self, plan: Plan[Sequence]) -> list[tuple[Sequence, Said]]:
         """Carry the plan out; what follows in each sequence that is ready for it."""
@@ -48,10 +65,13 @@ class Runner:
             self.pool.copy(plan.copies)
         if not (plan.parts or plan.beside):
             return []
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.plan is plan:
+            return self._sample(ahead.launch(), plan, [part.sequence for part in plan.parts])
         ready = [part for part in plan.parts if part.is_last]
         if self._drafter is None:
             logits = self.forward(plan.parts + plan.beside)
-            return self._sample(logits, [part.sequence for part in ready]) if ready else []
+            return self._sample(logits, plan, [part.sequence for part in ready]) if ready else []
         outlooks = [Outlook(part) for part in ready]
         with looking_ahead(outlooks):
             self._drafter.guess(plan, outlooks)
@@ -74,10 +94,13 @@ class Runner:
         return error if layer is None else KernelError(f"{error}; the first numbers that are not finite leave {layer}")
 
     @torch.inference_mode()
-    def _sample(self, logits: Tensor, ready: list[Sequence]) -> list[tuple[Sequence, Said]]:
+    def _sample(self, logits: Tensor, plan: Plan[Sequence], ready: list[Sequence]) -> list[tuple[Sequence, Said]]:
         """logits [S + companions, V] -> the next token of each, or why there is none."""
         known = _mixed(logits[:, : self._vocab_size], ready, range(len(ready)))
-        drawn = sample(known, [sequence.sampling for sequence in ready]).drawn()
+        sampled = sample(known, [sequence.sampling for sequence in ready])
+        if (launch := self._forward.look_ahead()) is not None:  # while the device works
+            self._ahead = Ahead(plan, launch)
+        drawn = sampled.drawn()
         said: list[Said] = [[one] for one in drawn]
         for row, one in enumerate(drawn):
             if one.token == UNUSABLE:

@@ -126,6 +126,7 @@ class Scheduler(Generic[S]):
         self._waiting: list[Entry[S]] = []
         self._entries: dict[S, Entry[S]] = {}
         self._num_arrived = 0
+        self._steady: Plan[S] | None = None  # the last plan, where it may serve again
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -146,11 +147,13 @@ class Scheduler(Generic[S]):
         entry = self._entries.pop(sequence, None)
         if entry is None:
             return
+        self._steady = None
         (self._running if entry in self._running else self._waiting).remove(entry)
         self._give_back(sequence, is_sound)
 
     def interrupted(self, plan: Plan[S] | None) -> None:
         """The plan (None: its making) was cut off somewhere; what it may have stored is stored once more."""
+        self._steady = None
         if plan is None or plan.copies:
             while self._running:
                 self._send_away(is_sound=False)
@@ -170,15 +173,26 @@ class Scheduler(Generic[S]):
     # ---- the next step
 
     def plan(self) -> Plan[S]:
-        """Empty only where nobody is there, or where the pool's pages are held by others than these sequences."""
-        running = [entry.sequence for entry in self._running]
-        if not self._may_admit and all(sequence.takes_one for sequence in running):  # nearly always
-            plan = Plan((), tuple(Part(sequence, 1) for sequence in running))
-        else:
+        """Empty only where nobody is there, or where the pool's pages are held by others than these sequences.
+
+        The same object again where all that the step before was for go on by one token, in pages that they have.
+        """
+        plan = self._steady
+        if plan is None or self._may_admit or not all(part.sequence.takes_one for part in plan.parts):  # seldom
             plan = self._sketched()
+            self._steady = plan if self._is_steady(plan) else None
         if self.limits.guesses:
             self._give_rooms(plan)
         return plan
+
+    def _is_steady(self, plan: Plan[S]) -> bool:
+        """Whether it is of a next token for everyone, and of nothing else."""
+        is_alone = not (plan.copies or plan.started or plan.beside)
+        return (
+            is_alone
+            and len(plan.parts) == len(self._running)
+            and all(part.count == 1 and part.is_last for part in plan.parts)
+        )
 
     def _sketched(self) -> Plan[S]:
         sketch = self._begin()

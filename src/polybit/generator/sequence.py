@@ -39,7 +39,6 @@ class Sequence(Holding):
         self.params = params
         self.sampling = sampling or SamplingState(params, prompt)
         self.num_prompt = len(prompt)
-        self.pieces: list[str] = []  # of its text, as they became certain; some are empty
         self.finish_reason: FinishReason | None = None
         self.error: PolybitError | None = None
         self.is_cancelled = False
@@ -59,6 +58,11 @@ class Sequence(Holding):
         self._first_token = self._last_token = 0.0  # when they came
         if self._control.restricts:
             self._restrict()
+
+    @property
+    def pieces(self) -> list[str]:
+        """Of its text, as they became certain; some are empty."""
+        return self._control.pieces
 
     @property
     def num_generated(self) -> int:
@@ -96,8 +100,8 @@ class Sequence(Holding):
             self.num_accepted += 1
             self.accept(one)
 
-    def accept(self, drawn: Drawn) -> str:
-        """Take the sampled token; returns the text that became certain. A banned text takes tokens back instead.
+    def accept(self, drawn: Drawn) -> None:
+        """Take the sampled token. A banned text takes tokens back instead.
 
         Raises RequestError where a grammar cannot be followed any further, or the request's own code fails.
         """
@@ -106,21 +110,21 @@ class Sequence(Holding):
         if not self._first_token:
             self._first_token, self._num_cached = self._last_token, self.num_reused
         self.sampling.accept(token, report)
-        text, taken_back, suppressed, self.finish_reason, self._stopped_by = self._control.feed(token)
-        if taken_back == 0:
+        verdict = self._control.feed(token)
+        if verdict.taken_back == 0:
             self.tokens.append(token)
             if self.companion is not None:
                 self.companion.tokens.append(token)
             if report is not None and self.params.is_reported:
                 self._reports.append(report)
-        elif suppressed is not None:
-            self._suppressed.append(suppressed)
-            self._suppressed_tokens += [*self.tokens[len(self.tokens) - taken_back + 1 :], token]
-            self._rewind(taken_back - 1)
-        if self.finish_reason is None and (self._control.restricts or self._is_blocked):
+        elif verdict.suppressed is not None:
+            self._suppressed.append(verdict.suppressed)
+            self._suppressed_tokens += [*self.tokens[len(self.tokens) - verdict.taken_back + 1 :], token]
+            self._rewind(verdict.taken_back - 1)
+        if verdict.finish_reason is not None:
+            self.finish_reason, self._stopped_by = verdict.finish_reason, verdict.stopped_by
+        elif self._control.restricts or self._is_blocked:
             self._restrict()
-        self.pieces.append(text)
-        return text
 
     def foresee(self, token: int, state: SamplingState) -> SamplingState | None:
         """Look on as if `token` had come, which `state` samples: what the next one is sampled with.

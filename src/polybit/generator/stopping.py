@@ -46,7 +46,7 @@ class TextWatch:
             self._waiting.append(Waiting(len(self._held), self._is_whole))
         self._held, self._is_whole = self._held + piece, is_whole
         stop_start, stop = self._earliest_stop()
-        banned = self._first_banned(self._held[:stop_start])
+        banned = self._first_banned(self._held[:stop_start]) if self._banned else None
         if banned is not None:
             return self._take_back(*banned)
         if stop is not None:
@@ -89,11 +89,11 @@ class TextWatch:
 
     def _release(self) -> str:
         """Let go of all that can be part of no string to come."""
-        keep = len(self._held) - max((overlap(self._held, stop) for stop in self._stops), default=0)
+        keep = len(self._held) - max([overlap(self._held, stop) for stop in self._stops], default=0)
         if self._banned:
             keep = min(keep, self._keep_tokens())
+            self._waiting = [Waiting(token.start - keep, token.is_clean) for token in self._waiting]
         text, self._held = self._held[:keep], self._held[keep:]
-        self._waiting = [Waiting(token.start - keep, token.is_clean) for token in self._waiting]
         return text
 
     def _keep_tokens(self) -> int:
@@ -116,5 +116,7 @@ def fold(text: str) -> str:
 
 def overlap(text: str, string: str) -> int:
     """Length of the longest beginning of `string`, but not all of it, that `text` ends with."""
-    longest = min(len(text), len(string) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(string[:n])), 0)
+    start = text.find(string[0], max(0, len(text) - len(string) + 1))
+    while start >= 0 and not string.startswith(text[start:]):
+        start = text.find(string[0], start + 1)
+    return len(text) - start if start >= 0 else 0

@@ -27,18 +27,22 @@ class Stream(Iterator[str], AsyncIterator[str]):
     # ---- pieces
 
     def __next__(self) -> str:
-        while (piece := self.ready()) is None:
-            if self._is_over():
-                raise StopIteration
+        while True:
+            has_ended = self.has_ended  # asked first: another thread may add the last piece at any time
+            if (piece := self.ready()) is not None:
+                return piece
+            if has_ended:
+                raise self.error or StopIteration
             self._serving.wait(self._has_news)
-        return piece
 
     async def __anext__(self) -> str:
-        while (piece := self.ready()) is None:
-            if self._is_over():
-                raise StopAsyncIteration
+        while True:
+            has_ended = self.has_ended
+            if (piece := self.ready()) is not None:
+                return piece
+            if has_ended:
+                raise self.error or StopAsyncIteration
             await self._background.next_step(self._sequence)
-        return piece
 
     def ready(self) -> str | None:
         """The next piece that is there already; None: there is none yet, or no more."""
@@ -51,11 +55,6 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     def _has_news(self) -> bool:
         return self._num_told < len(self._sequence.pieces) or self._sequence.has_ended
-
-    def _is_over(self) -> bool:
-        if self._sequence.error is not None:
-            raise self._sequence.error
-        return self._sequence.has_ended
 
     def block(self, tokens: Iterable[int]) -> None:
         """The next token is none of these, ids of the vocabulary. For those who make the steps themselves."""

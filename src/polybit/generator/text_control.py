@@ -1,6 +1,7 @@
 """From tokens to text, and what the text says about the tokens to come.
 
-A state machine that knows no model: a token goes in; out comes text that is certain, tokens to take back, or the end.
+A state machine that knows no model: a token goes in; out come tokens to take back, or the end. Text that is certain
+gathers in `pieces`.
 """
 
 from collections.abc import Sequence
@@ -16,13 +17,15 @@ FinishReason = Literal["stop", "length"]
 
 
 class Verdict(NamedTuple):
-    """What follows from one token."""
+    """What follows from one token, beside text."""
 
-    text: str = ""  # that became certain
     taken_back: int = 0  # tokens that go, this one included; an end token goes alone
     suppressed: str | None = None  # the banned string that they would have written
     finish_reason: FinishReason | None = None
     stopped_by: int | str | None = None  # the end token or stop string; None where the filter wants no more
+
+
+GO_ON = Verdict()
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class TextControl:
         first: TokenMask | None = None,
     ) -> None:
         """`first`: the only ones that the first token may be; None: any that the filter allows."""
+        self.pieces: list[str] = []  # what each token made certain of the text; often its own, may be empty
         self._detokenizer = detokenizer
         self._limits = limits
         self._watch = TextWatch(stops, banned) if stops or banned else None
@@ -126,7 +130,8 @@ class TextControl:
         if watched.stopped_by is not None:
             self._num_tokens += 1
             self._fed.clear()
-            return Verdict(watched.text, finish_reason="stop", stopped_by=watched.stopped_by)
+            self.pieces.append(watched.text)
+            return Verdict(finish_reason="stop", stopped_by=watched.stopped_by)
         verdict = self._after(token, watched.text)
         self._forget_certain(watch)
         return verdict
@@ -139,7 +144,8 @@ class TextControl:
                 return self._end("stop", None, text=text)
         if self._num_tokens >= self._limits.most:
             return self._end("length", None, text=text)
-        return Verdict(text)
+        self.pieces.append(text)
+        return GO_ON
 
     def _take_back(self, watched: Watched) -> Verdict:
         """To before the token in which the banned string began, which is not to come there again."""
@@ -165,6 +171,7 @@ class TextControl:
         self._fed.clear()
         last = self._detokenizer.finish()
         rest = Watched(last) if self._watch is None else self._watch.finish(last)
+        self.pieces.append(text + rest.text)
         if rest.stopped_by is not None:
-            return Verdict(text + rest.text, finish_reason="stop", stopped_by=rest.stopped_by)
-        return Verdict(text + rest.text, finish_reason=reason, stopped_by=stopped_by)
+            return Verdict(finish_reason="stop", stopped_by=rest.stopped_by)
+        return Verdict(finish_reason=reason, stopped_by=stopped_by)

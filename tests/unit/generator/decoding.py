@@ -33,10 +33,13 @@ class Bench:
 
     def begin(self, length: int, first: int = 0) -> Sequence:
         """A sequence whose prompt of `length` tokens is stored, and its first token sampled."""
-        prompt = [(first + 7 * i) % 256 for i in range(length)]
-        sequence = Sequence(prompt, GREEDY, frozenset(), self._tokenizer.detokenizer(), room=1000)
+        sequence = self.new(length, first)
         self.run(Part(sequence, length))
         return sequence
+
+    def new(self, length: int, first: int = 0, room: int = 1000) -> Sequence:
+        prompt = [(first + 7 * i) % 256 for i in range(length)]
+        return Sequence(prompt, GREEDY, frozenset(), self._tokenizer.detokenizer(), room)
 
     def decode(self, sequences: list[Sequence], steps: int) -> None:
         for _ in range(steps):

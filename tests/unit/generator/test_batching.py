@@ -16,6 +16,7 @@ from polybit.cache import PAGE_TOKENS, KVPool
 from polybit.errors import KernelError, PolybitError, RequestError
 from polybit.generator import Engine, SamplingParams, load
 from polybit.generator.background import THREAD
+from polybit.generator.sampling import Sampled
 from polybit.generator.scheduler import Limits
 from polybit.generator.sequence import Sequence
 from random_model import write_random_model
@@ -273,11 +274,13 @@ class TestErrors:
         assert str(second) == "no token fits"
         assert engine.pool.book.num_held == 0
 
-    @pytest.mark.parametrize("when", ["before", "after"])
-    def test_an_interrupted_step_is_made_again(self, engine, alone, monkeypatch, when):
+    @pytest.mark.parametrize("num_before", [1, 4])  # a step that is laid out in its turn, and one that was before
+    @pytest.mark.parametrize("when", ["before", "after", "once the next one is laid out"])
+    def test_an_interrupted_step_is_made_again(self, engine, alone, monkeypatch, when, num_before):
         prompts = ["one", "y" * 300]
         streams = [engine.stream(prompt, replace(HOT, seed=5)) for prompt in prompts]
-        engine.step()
+        for _ in range(num_before):
+            engine.step()
         with monkeypatch.context() as patched:
             forward = type(engine.model).forward
 
@@ -286,7 +289,8 @@ class TestErrors:
                     forward(*inputs)
                 raise KeyboardInterrupt
 
-            patched.setattr(type(engine.model), "forward", interrupt)
+            interrupted = (type(engine.model), "forward") if when in ("before", "after") else (Sampled, "drawn")
+            patched.setattr(*interrupted, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 engine.step()
         assert [stream.drain().tokens for stream in streams] == [alone(p, replace(HOT, seed=5)) for p in prompts]
@@ -368,6 +372,24 @@ class TestThreads:
         slow.drain()
         reader.join(60)
         assert "".join(pieces) == fast.completion.text
+
+    @pytest.mark.parametrize("is_awaited", [False, True])
+    def test_a_last_piece_that_comes_while_one_looks_is_not_lost(self, engine, monkeypatch, is_awaited):
+        stream = engine.stream("one", GREEDY, max_tokens=1)
+        ready = stream.ready
+
+        def meanwhile_others_make_a_step():
+            piece = ready()
+            engine.step()
+            return piece
+
+        async def listed():
+            return [piece async for piece in stream]
+
+        monkeypatch.setattr(stream, "ready", meanwhile_others_make_a_step)
+        pieces = asyncio.run(listed()) if is_awaited else list(stream)
+        assert stream.completion.text
+        assert "".join(pieces) == stream.completion.text
 
 
 class TestEventLoops:

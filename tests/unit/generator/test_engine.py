@@ -352,11 +352,10 @@ def test_stop_strings_end_the_text_that_is_streamed(folder):
         params = SamplingParams(stop=stops, max_tokens=20)
         sequence = Sequence([0], params, frozenset(tokenizer.eos_ids), tokenizer.detokenizer(), room=20)
         tokens = iter([*tokenizer.encode(answer), tokenizer.eos_id])
-        pieces = []
         while sequence.finish_reason is None:
-            pieces.append(sequence.accept(Drawn(next(tokens))))
-        text = sequence.completion().text
-        assert "".join(pieces) == text
+            sequence.accept(Drawn(next(tokens)))
+        text = "".join(sequence.pieces)
+        assert text == sequence.completion().text
         assert answer.startswith(text)
         assert not any(stop in text for stop in stops)
 

@@ -14,7 +14,9 @@ import torch
 from closeness import assert_close
 from polybit.generator.graphs import READ_BY_HOST, SIZES, decode_graphs, obstacle
 from polybit.generator.runner import Part
+from polybit.generator.scheduler import Limits
 from polybit.generator.sequence import Sequence
+from polybit.generator.serving import Serving
 from polybit.model.load import load
 from polybit.model.model import Model
 from polybit.model.options import LoadOptions
@@ -51,6 +53,27 @@ def test_say_what_eager_steps_say(model: Model, folder: Path, count: int) -> Non
     expected = Bench(model, folder, None).tokens(LENGTHS[:count], 12)
     assert Bench(model, folder, Captures()).tokens(LENGTHS[:count], 12) == expected
     assert len(set(expected[0])) > 2
+
+
+@pytest.mark.parametrize("is_captured", [False, True])
+def test_steps_made_ready_ahead_say_the_same(
+    model: Model, folder: Path, is_captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server looks ahead; a plan that was never carried out before is laid out when its turn comes."""
+    expected = Bench(model, folder, None).tokens(LENGTHS, 12)
+    bench, laid_out = Bench(model, folder, Captures() if is_captured else None), []
+    forward = bench.runner.forward
+    monkeypatch.setattr(bench.runner, "forward", lambda parts: laid_out.append(len(parts)) or forward(parts))
+    serving = Serving(bench.runner, Limits(len(LENGTHS), prompt_tokens=4000))
+    sequences = [bench.new(length, first=i, room=13) for i, length in enumerate(LENGTHS)]
+    for sequence in sequences:
+        serving.submit(sequence)
+    steps = 0
+    while not serving.is_idle:
+        serving.step()
+        steps += 1
+    assert [sequence.completion().tokens for sequence in sequences] == expected
+    assert (steps, len(laid_out)) == (13, 3)  # the prompts, and twice where a page is full
 
 
 def test_each_size_is_captured_once_and_prompts_are_not(model: Model, folder: Path) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polybit.cache import PAGE_TOKENS, Holding, pages_for
-from polybit.generator.layout import DecodeLayout, Run, lay_out, run_of, wanted_of
+from polybit.generator.layout import DecodeLayout, Run, lay_out, onward, run_of, wanted_of
 from polybit.generator.scheduler import Part
 
 CPU = torch.device("cpu")
@@ -53,11 +53,26 @@ def test_a_decode_layout_says_the_same_whatever_it_laid_out_before(steps):
     for batch in steps:
         sequences = [holding(length, page) for length, page in batch]
         runs = [run_of(Part(sequence, 1)) for sequence in sequences]
-        tokens, step = layout(runs)
-        expected_tokens, expected = lay_out(runs, CPU)
-        assert torch.equal(tokens, expected_tokens)
-        for name in ("positions", "slots", "page_table", "query_starts", "lengths"):
-            found, wanted = getattr(step, name), getattr(expected, name)
-            assert torch.equal(found, wanted), name
-            assert found.dtype == wanted.dtype
-        assert (step.max_queries, step.max_length) == (expected.max_queries, expected.max_length)
+        assert_same(layout(runs), lay_out(runs, CPU)[1])
+
+
+@given(batches.map(lambda batch: [holding(length, page) for length, page in batch]))
+def test_a_step_goes_onward_until_a_sequence_has_to_take_a_page(sequences):
+    step = DecodeLayout()([run_of(Part(sequence, 1)) for sequence in sequences])
+    for _ in range(PAGE_TOKENS + 1):
+        for sequence in sequences:
+            sequence.tokens.append(0)
+            sequence.num_stored += 1
+        step = onward(step)
+        if not all(sequence.takes_one for sequence in sequences):
+            break
+        assert_same(step, lay_out([run_of(Part(sequence, 1)) for sequence in sequences], CPU)[1])
+    assert step is None
+
+
+def assert_same(found, expected):
+    for name in ("positions", "slots", "page_table", "query_starts", "lengths"):
+        tensor, wanted = getattr(found, name), getattr(expected, name)
+        assert torch.equal(tensor, wanted), name
+        assert tensor.dtype == wanted.dtype
+    assert (found.max_queries, found.max_length) == (expected.max_queries, expected.max_length)

@@ -147,6 +147,47 @@ class TestPrompts:
         assert [part.sequence for part in pool.advance().parts] == [sequences[0], sequences[2], sequences[3]]
 
 
+class TestSteadySteps:
+    """One plan serves again as long as everyone goes on by a token, so that whoever carries it out may look ahead."""
+
+    def plans(self, pool, steps):
+        return [pool.advance() for _ in range(steps)]
+
+    def test_have_one_plan_until_a_page_is_full(self):
+        pool = Pool(8)
+        pool.add(text(PAGE_TOKENS - 3)), pool.add(text(10))
+        _, first, *rest = self.plans(pool, 6)
+        assert counts(first) == [1, 1]
+        assert [plan is first for plan in rest] == [True, True, False, False]
+        assert rest[2] is rest[3]
+
+    def test_have_another_once_someone_leaves_or_comes(self):
+        pool = Pool(8)
+        first, _ = pool.add(text(10)), pool.add(text(20))
+        _, both = self.plans(pool, 2)
+        pool.scheduler.remove(first)
+        alone = pool.advance()
+        assert alone is not both
+        assert counts(alone) == [1]
+        pool.add(text(5))
+        assert counts(pool.advance()) == [1, 5]
+        assert counts(pool.advance()) == [1, 1]
+
+    def test_have_another_once_tokens_were_taken_back(self):
+        pool = Pool(8)
+        pool.add(text(100))
+        _, first, _ = self.plans(pool, 3)
+        pool.advance(lambda sequence: None)
+        assert pool.advance() is not first
+
+    def test_have_another_after_one_that_was_cut_off(self):
+        pool = Pool(8)
+        pool.add(text(100))
+        _, first = self.plans(pool, 2)
+        pool.scheduler.interrupted(pool.scheduler.plan())
+        assert pool.advance() is not first
+
+
 class TestCompanions:
     def test_both_read_their_prompts_and_take_each_token_together(self):
         pool = Pool(20, Limits(64, prompt_tokens=300))

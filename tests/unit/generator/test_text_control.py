@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from polybit.generator.filters import OneOf
 from polybit.generator.sampling.mask import mask_of, tokens_in
 from polybit.generator.stopping import fold
-from polybit.generator.text_control import Limits, TextControl, Verdict
+from polybit.generator.text_control import GO_ON, Limits, TextControl, Verdict
 from polybit.text import Detokenizer, PieceIndex
 from polybit.text.pieces import Pieces
 
@@ -32,26 +32,33 @@ def token(piece):
 
 
 def write(machine, *pieces):
-    return [machine.feed(token(piece)) for piece in pieces]
+    """The text that each made certain, and what else follows from it."""
+    return [feed(machine, token(piece)) for piece in pieces]
+
+
+def feed(machine, token):
+    num_told = len(machine.pieces)
+    verdict = machine.feed(token)
+    return "".join(machine.pieces[num_told:]), verdict
 
 
 class TestEnding:
     def test_an_end_token_goes_and_nothing_waits(self):
         machine = control(stops=["ab"])
         assert write(machine, "c ", "a", "<end>")[1:] == [
-            Verdict(""),
-            Verdict("a", taken_back=1, finish_reason="stop", stopped_by=END),
+            ("", GO_ON),
+            ("a", Verdict(taken_back=1, finish_reason="stop", stopped_by=END)),
         ]
 
     def test_a_stop_string(self):
         machine = control(stops=["ab"])
-        assert write(machine, "c ", "a", "ba")[-1] == Verdict("", finish_reason="stop", stopped_by="ab")
+        assert write(machine, "c ", "a", "ba")[-1] == ("", Verdict(finish_reason="stop", stopped_by="ab"))
 
     def test_the_limit(self):
-        assert write(control(most=2, stops=["ab"]), "c ", "a")[-1] == Verdict("a", finish_reason="length")
+        assert write(control(most=2, stops=["ab"]), "c ", "a")[-1] == ("a", Verdict(finish_reason="length"))
 
     def test_an_unfinished_character_at_the_limit(self):
-        assert write(control(most=2), "a", b"\xc3")[-1] == Verdict("\ufffd", finish_reason="length")
+        assert write(control(most=2), "a", b"\xc3")[-1] == ("\ufffd", Verdict(finish_reason="length"))
 
     def test_no_end_before_the_least(self):
         machine = control(least=2)
@@ -65,11 +72,11 @@ class TestEnding:
 class TestBanned:
     def test_the_first_token_is_not_tried_again_there(self):
         machine = control(banned=["ab"])
-        assert write(machine, "c ", "a", "b")[-1] == Verdict(taken_back=2, suppressed="ab")
+        assert write(machine, "c ", "a", "b")[-1] == ("", Verdict(taken_back=2, suppressed="ab"))
         assert machine.blocked == {token("a")}
-        assert write(machine, "ab")[-1] == Verdict(taken_back=1, suppressed="ab")
+        assert write(machine, "ab")[-1] == ("", Verdict(taken_back=1, suppressed="ab"))
         assert machine.blocked == {token("a"), token("ab")}
-        assert write(machine, "b")[-1] == Verdict("b")
+        assert write(machine, "b")[-1] == ("b", GO_ON)
         assert machine.blocked == set()
 
     def test_tokens_are_blocked_only_where_they_led_to_it(self):
@@ -78,18 +85,18 @@ class TestBanned:
         assert machine.blocked == {token("a")}
         write(machine, "A")  # which may begin it too
         assert machine.blocked == set()
-        assert write(machine, "ab")[-1] == Verdict(taken_back=2, suppressed="Aab")
+        assert write(machine, "ab")[-1] == ("", Verdict(taken_back=2, suppressed="Aab"))
         assert machine.blocked == {token("a"), token("A")}
 
     def test_half_a_character_goes_with_the_other_half(self):
         machine = control(banned=["é"])
-        assert write(machine, b"\xc3", b"\xa9")[-1] == Verdict(taken_back=2, suppressed="é")
+        assert write(machine, b"\xc3", b"\xa9")[-1] == ("", Verdict(taken_back=2, suppressed="é"))
         assert machine.blocked == {token(b"\xc3")}
-        assert write(machine, "a")[-1] == Verdict("a")
+        assert write(machine, "a")[-1] == ("a", GO_ON)
 
     def test_taken_back_tokens_do_not_count(self):
         machine = control(most=2, banned=["ab"])
-        assert write(machine, "a", "b", "b", "c ")[-1] == Verdict("c ", finish_reason="length")
+        assert write(machine, "a", "b", "b", "c ")[-1] == ("c ", Verdict(finish_reason="length"))
 
     @given(
         st.lists(st.text("abAé ", min_size=1, max_size=3), min_size=1, max_size=3),
@@ -105,9 +112,9 @@ class TestBanned:
             if verdict.finish_reason is not None or not free:
                 break
             kept.append(wishes.choice(free))
-            verdict = machine.feed(kept[-1])
+            piece, verdict = feed(machine, kept[-1])
             del kept[len(kept) - verdict.taken_back :]
-            shown += verdict.text
+            shown += piece
             reader = detokenizer()
             text = "".join(map(reader.feed, kept))
             assert (text + reader.finish()).startswith(shown)
@@ -123,7 +130,7 @@ class TestFirst:
         reader.skip(1)
         machine = TextControl(reader, Limits(frozenset([END]), 9), first=mask_of([token("a"), token("ab")], VOCABULARY))
         assert tokens_in(machine.allowed()) == [token("a"), token("ab")]
-        assert write(machine, "ab", "ab") == [Verdict("b"), Verdict("ab")]
+        assert write(machine, "ab", "ab") == [("b", GO_ON), ("ab", GO_ON)]
         assert machine.allowed() is None
 
 
@@ -142,7 +149,7 @@ class TestForesight:
         assert not machine.foresee(END)
         assert [machine.foresee(token("a")) for _ in range(3)] == [True, True, False]
         machine.look_back()
-        assert write(machine, "a", "a", "a")[-1].finish_reason == "length"
+        assert write(machine, "a", "a", "a")[-1][1].finish_reason == "length"
 
     def test_follows_a_filter_and_stops_where_it_is_done(self):
         machine = control(filter_=OneOf(["aba", "abc "], PieceIndex(PIECES_OF), VOCABULARY, [END]))
@@ -153,7 +160,7 @@ class TestForesight:
         assert tokens_in(machine.allowed()) == [token("a"), token("c ")]
         machine.look_back()
         assert tokens_in(machine.allowed()) == before
-        assert write(machine, "ab", "a")[-1].finish_reason == "stop"
+        assert write(machine, "ab", "a")[-1][1].finish_reason == "stop"
 
     def test_knows_what_was_tried_only_where_it_was_tried(self):
         machine = control(banned=["b"])
@@ -169,4 +176,4 @@ class TestForesight:
 def test_text_comes_out_as_it_is_where_nothing_is_watched(tokens):
     machine, reader = control(), detokenizer()
     for each in tokens:
-        assert machine.feed(each) == Verdict(reader.feed(each))
+        assert feed(machine, each) == (reader.feed(each), GO_ON)

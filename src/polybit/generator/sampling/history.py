@@ -17,25 +17,33 @@ class History:
         self._length = len(tokens)
         self._ids = np.empty(max(64, 2 * len(tokens)), np.int32)
         self._ids[: self._length] = tokens
+        self._latest: list[int] = []  # tokens after those, as most texts are never read
 
     def __len__(self) -> int:
-        return self._length
+        return self._length + len(self._latest)
 
     def append(self, token: int) -> None:
-        if self._length == len(self._ids):
-            self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
-        self._ids[self._length] = token
-        self._length += 1
+        self._latest.append(token)
 
     def truncate(self, length: int) -> None:
+        self._take_in()
         self._length = length
 
     def last(self, count: int) -> Ids:
         """The last `count` tokens, or all there are; a view that is good until the next change."""
+        self._take_in()
         return self._ids[max(0, self._length - count) : self._length]
 
     def all(self) -> Ids:
-        return self.last(self._length)
+        return self.last(len(self))
+
+    def _take_in(self) -> None:
+        length = len(self)
+        if length > len(self._ids):
+            self._ids = np.concatenate([self._ids[: self._length], np.empty(length, np.int32)])
+        self._ids[self._length : length] = self._latest
+        self._length = length
+        self._latest.clear()
 
     def copy(self) -> "History":
         return History(self.all())
