@@ -23,6 +23,7 @@ from polybit.spec import Activation
 LEAST_ROWS, MOST_ROWS = 9, 64
 STATIC_BYTES = 2048  # shared memory that a kernel declares itself, and what the driver keeps
 UNIT_BYTES = 16  # that a Run's source counts in
+LEAST_STAGES = 3  # one that is read, and two under way
 CHUNK_BYTES = 2048  # of a tile, without scale codes
 WARPGROUP_CARD = (9, 0)  # the only compute capability with `wgmma`
 
@@ -83,7 +84,7 @@ class Batch:
 
 
 BATCHES = (
-    Batch(False, 2, warps=8, chunk=2, stages=4, blocks=2),
+    Batch(False, 2, warps=8, chunk=4, stages=3, blocks=2),
     Batch(False, 4, warps=8, chunk=2, stages=4, blocks=2),
     Batch(False, 8, warps=4, chunk=2, stages=3, blocks=2),
 )
@@ -171,10 +172,13 @@ def batch_for(num_rows: int, device: torch.device) -> Batch:
 
 
 def choose(num_rows: int, has_warpgroups: bool, shared_limit: int) -> Batch:
-    """As many chunks under way as fit into `shared_limit` bytes."""
+    """As many chunks under way as fit into `shared_limit` bytes, smaller ones where too few large ones do."""
     batches = WARPGROUP_BATCHES if has_warpgroups else BATCHES
     batch = next(batch for batch in batches if num_rows <= batch.most_rows)
-    return replace(batch, stages=min(batch.stages, (shared_limit - STATIC_BYTES) // batch.stage_bytes))
+    room = shared_limit - STATIC_BYTES
+    if room // batch.stage_bytes < LEAST_STAGES:
+        batch = replace(batch, chunk=2)
+    return replace(batch, stages=min(batch.stages, room // batch.stage_bytes))
 
 
 @cache

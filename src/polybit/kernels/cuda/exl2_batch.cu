@@ -8,7 +8,7 @@
 // a workspace, and a second launch adds them up, always in the same order.
 //
 // Compile-time: NT (tiles of 8 activation rows), WARPS (of a thread block), STAGES (chunks in shared memory), CHUNK (blocks
-// of 32 rows in one, 2), BLOCKS (thread blocks of a multiprocessor).
+// of 32 rows in one, at most: 2 or 4), BLOCKS (thread blocks of a multiprocessor).
 
 #include "fragments.cuh"
 #include "overlap.cuh"
@@ -218,6 +218,10 @@ __device__ __forceinline__ void take(const Run& run, const u32* maxima, Feed& fe
     switch (run.shape & 0x7ff) {  // what _runs in schedule.py makes
 #define FORM(bits, blocks, groups) \
     case bits | blocks << 4 | groups << 8: take<bits, blocks, groups>(run, maxima, feed, sums); break;
+#if CHUNK == 4
+        FORM(2, 2, 2)
+        FORM(2, 1, 4)
+#endif
         FORM(2, 2, 1)
         FORM(2, 1, 2)
         FORM(2, 1, 1)
