@@ -1,6 +1,8 @@
 """CUDA C++ compiles for every supported card, on any machine with NVRTC."""
 
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -96,6 +98,22 @@ def test_compiled_code_is_kept_and_found_again(tmp_path, monkeypatch) -> None:
     assert compiling.cached_cubin(build, "sm_80") == code
     (kept,) = (tmp_path / "cuda").iterdir()
     assert kept.suffix == ".cubin"
+
+
+def test_processes_that_compile_the_same_at_once_do_not_meet(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("POLYBIT_CACHE", str(tmp_path))
+    together, code = Barrier(8), bytes(1 << 20)
+
+    def compile_slowly(*_: object) -> bytes:
+        together.wait(10)
+        return code
+
+    monkeypatch.setattr(compiling, "compile_cubin", compile_slowly)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: compiling.cached_cubin(Build("exl2_stream.cu"), "sm_80"), range(8)))
+    assert found == [code] * 8
+    (kept,) = (tmp_path / "cuda").iterdir()
+    assert kept.read_bytes() == code
 
 
 def test_another_source_is_another_kernel() -> None:

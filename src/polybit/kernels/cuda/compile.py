@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cuda.core as core  # absent: the registry says how to get it
@@ -18,7 +19,6 @@ from cuda.core._utils.cuda_utils import CUDAError  # no release from 1.0 to 1.2 
 
 from polybit import env
 from polybit.errors import KernelError
-from polybit.format.files import replacing
 from polybit.kernels.registry import OLDEST_CARD
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,9 @@ def cached_cubin(build: Build, architecture: str) -> bytes:
     log.info("compiled %s for %s in %.1f s", build.file, architecture, time.perf_counter() - started)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(code)
+        with TemporaryDirectory(dir=path.parent) as folder:  # of its own: several processes may start at once
+            Path(folder, path.name).write_bytes(code)
+            Path(folder, path.name).replace(path)
     except OSError as error:
         log.warning("%s cannot be written (%s): kernels will be compiled again next time", path, error)
     return code
