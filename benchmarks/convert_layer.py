@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -34,6 +34,7 @@ from polybit.bench.shapes import SHAPES
 from polybit.kernels import reference
 from polybit.kernels.reference import rounding as plain
 from polybit.kernels.rounding import Rounding, choose_rounding
+from polybit.model.device import choose_devices
 from polybit.model.source import open_model, vector_shapes
 from polybit.modules.rope import RopeTables
 from polybit.quantizer import passes
@@ -67,12 +68,12 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    device = torch.device(given.device)
+    device, *helpers = choose_devices(",".join((given.device, *given.helpers)))
     with torch.no_grad(), tempfile.TemporaryDirectory(dir=given.folder) as folder:
         started = time.perf_counter()
         check(Path(folder), device)
         tell(f"check: green ({time.perf_counter() - started:.1f} s, compilation included)")
-        found = measure(Path(folder) / given.shape, given, device)
+        found = measure(Path(folder) / given.shape, given, device, helpers)
     report = about(device) | found
     print(json.dumps(report, indent=2))
     if given.json is not None:
@@ -276,10 +277,12 @@ FOLLOWED: tuple[tuple[Any, str, str], ...] = (
 )
 
 
-def measure(folder: Path, given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def measure(
+    folder: Path, given: argparse.Namespace, device: torch.device, helpers: Sequence[torch.device]
+) -> dict[str, Any]:
     write_model(folder, config_of(given.shape, given.layers), device)
     conversion = open_conversion(folder, device, choose_rounding(device), given.bits)
-    conversion.bench = replace(conversion.bench, helpers=tuple(map(torch.device, given.helpers)))
+    conversion.bench = replace(conversion.bench, helpers=tuple(helpers))
     x = random_states(given.rows, given.length, conversion.bench.source.spec.hidden_size)
     if device.type == "cuda":
         torch.cuda.empty_cache()

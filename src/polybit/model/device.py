@@ -40,7 +40,10 @@ def choose_devices(names: str) -> tuple[torch.device, ...]:
     numbers = [device.index or 0 for device in found]
     if len(set(numbers)) < len(numbers):
         raise ConfigError(f"devices {names!r} names one of them twice; give each once, as in cuda:0,cuda:1")
-    return tuple(found)
+    if len(found) == 1:
+        return tuple(found)
+    # A device without its number is whichever is current, and in every thread another one is.
+    return tuple(torch.device(device.type, number) for device, number in zip(found, numbers, strict=True))
 
 
 def use_threads(count: int | None) -> None:

@@ -40,6 +40,8 @@ def test_the_processor_itself(name: str) -> None:
 def test_several_gpus_in_the_order_that_they_were_named(num_gpus: int) -> None:
     if num_gpus == 3:
         assert choose_devices("cuda:2, cuda:0") == (torch.device("cuda:2"), torch.device("cuda:0"))
+        assert choose_devices("cuda, cuda:1") == (torch.device("cuda:0"), torch.device("cuda:1"))
+        assert choose_devices("cuda") == (torch.device("cuda"),)
 
 
 @pytest.mark.parametrize(
