@@ -27,8 +27,8 @@ numba = pytest.importorskip("numba")
 
 cpu = pytest.importorskip("polybit.kernels.cpu")
 layout = pytest.importorskip("polybit.kernels.cpu.layout")
-matrices = pytest.importorskip("polybit.kernels.cpu.matrices")
 products = pytest.importorskip("polybit.kernels.cpu.products")
+team_of_cpu = pytest.importorskip("polybit.kernels.cpu.team")
 tile_code = pytest.importorskip("polybit.kernels.cpu.tile_code")
 kept = pytest.importorskip("polybit.kernels.cpu.cache")
 llvm = pytest.importorskip("llvmlite.binding")
@@ -119,7 +119,6 @@ def test_the_number_of_threads_changes_no_bit(random, rows) -> None:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         products.append(cpu.matmul(x, matrix))
-        assert numba.get_num_threads() == min(threads, numba.config.NUMBA_NUM_THREADS)
     assert torch.equal(*products)
 
 
@@ -142,8 +141,9 @@ def test_nothing_beyond_the_buffers_counts(random, groups, rows) -> None:
         moved = replace(matrix, words=(torch.from_numpy(words),))
         guarded = [_surrounded(part, filler) for part in (*moved.arrays, x.numpy(), np.empty((rows, 96), np.float32))]
         *parts, given, out = (inside for inside, _ in guarded)
-        functions, no_residual = matrices.tile_functions(rows), np.empty((0, 96), np.float32)
-        matrices.multiply(given, *parts, no_residual, functions, 2, out)
+        through, no_residual = products.passes(rows), np.empty((0, 96), np.float32)
+        with team_of_cpu.team as (board, _):
+            products.multiply(given, *parts, no_residual, through.starts, through.functions, board, 2, out)
         assert torch.equal(torch.from_numpy(out), expected)
         assert intact_words()
         assert all(intact() for _, intact in guarded)

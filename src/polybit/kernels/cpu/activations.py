@@ -4,14 +4,16 @@ import math
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polybit.kernels import reference
 from polybit.kernels.cpu.arrays import Floats, array, is_small
+from polybit.kernels.cpu.atomic import take_next
 from polybit.kernels.cpu.exponential import exponentials
 from polybit.kernels.cpu.inner import inner
-from polybit.kernels.cpu.threads import cores
+from polybit.kernels.cpu.team import Board, team, together
 from polybit.spec import Activation
 
 CUBIC = {Activation.SILU: 0.0, Activation.GELU_TANH: 0.044715}
@@ -24,24 +26,26 @@ def gated_activate(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
     linear, cubic = np.float32(LINEAR[activation]), np.float32(CUBIC[activation])
     gates, ups, found = (x.reshape(-1, gate.shape[-1]) for x in (array(gate), array(up), out.numpy()))
-    if is_small(gate):
-        _gate(gates, ups, linear, cubic, found)
-    else:
-        with cores():
-            _gate_by_all(gates, ups, linear, cubic, found)
+    with team as (board, workers):
+        _gate(gates, ups, linear, cubic, board, 1 if is_small(gate) else workers, found)
     return out
 
 
-@njit(cache=True, error_model="numpy")
-def _gate(gate: Floats, up: Floats, linear: np.float32, cubic: np.float32, out: Floats) -> None:
-    for t in range(gate.shape[0]):
-        _gate_row(gate[t], up[t], linear, cubic, out[t])
+@njit(cache=True, error_model="numpy", nogil=True)
+def _gate(
+    gate: Floats, up: Floats, linear: np.float32, cubic: np.float32, board: Board, workers: int, out: Floats
+) -> None:
+    together(board, workers, _gate_rows, (np.zeros(1, np.int64), gate, up, linear, cubic, out))
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def _gate_by_all(gate: Floats, up: Floats, linear: np.float32, cubic: np.float32, out: Floats) -> None:
-    for t in prange(gate.shape[0]):
+@inner()
+def _gate_rows(
+    worker: int, taken: NDArray[np.int64], gate: Floats, up: Floats, linear: np.float32, cubic: np.float32, out: Floats
+) -> None:
+    t = take_next(taken, 0)
+    while t < len(gate):
         _gate_row(gate[t], up[t], linear, cubic, out[t])
+        t = take_next(taken, 0)
 
 
 @inner()

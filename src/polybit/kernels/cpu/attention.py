@@ -3,15 +3,16 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from polybit.kernels import reference
 from polybit.kernels.cpu.arrays import Floats, array, is_plain
+from polybit.kernels.cpu.atomic import take_next
 from polybit.kernels.cpu.exponential import exponentials
 from polybit.kernels.cpu.inner import inner
-from polybit.kernels.cpu.threads import cores
+from polybit.kernels.cpu.team import Board, team, together
 from polybit.kernels.pages import Pages
 
 MAX_QUERIES = 4  # of a sequence; more are better served by products of torch
@@ -58,53 +59,79 @@ def _attend_few(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     tables = array(page_table), array(query_starts), array(lengths)
     span, cap = FAR if window is None else window, np.float32(softcap or 0)
-    with cores():
-        _attend(array(q), array(k_pages), array(v_pages), *tables, np.float32(scale), span, cap, out.numpy())
+    with team as (board, workers):
+        _attend(
+            array(q), array(k_pages), array(v_pages), *tables, np.float32(scale), span, cap, board, workers, out.numpy()
+        )
     return out
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", nogil=True)
 def _attend(
     q: Floats, k_pages: Floats, v_pages: Floats, page_table: Ints, query_starts: Ints, lengths: Ints,
-    scale: np.float32, window: int, softcap: np.float32, out: Floats,
+    scale: np.float32, window: int, softcap: np.float32, board: Board, workers: int, out: Floats,
+) -> None:  # fmt: skip
+    shared = q.shape[1] // k_pages.shape[2]
+    weights = np.empty((workers, shared * longest(lengths)), np.float32)
+    taken = np.zeros(1, np.int64)
+    arguments = taken, q, k_pages, v_pages, page_table, query_starts, lengths, scale, window, softcap, weights, out
+    together(board, workers, _attend_queries, arguments)
+
+
+@inner()
+def longest(lengths: Ints) -> np.int32:
+    most = np.int32(0)
+    for length in lengths:
+        most = max(most, length)
+    return most
+
+
+@inner()
+def _attend_queries(
+    worker: int, taken: NDArray[np.int64], q: Floats, k_pages: Floats, v_pages: Floats, page_table: Ints,
+    query_starts: Ints, lengths: Ints, scale: np.float32, window: int, softcap: np.float32, weights: Floats,
+    out: Floats,
 ) -> None:  # fmt: skip
     num_kv_heads = k_pages.shape[2]
     shared = q.shape[1] // num_kv_heads
-    for task in prange(q.shape[0] * num_kv_heads):
+    task = take_next(taken, 0)
+    while task < q.shape[0] * num_kv_heads:
         t, head = task // num_kv_heads, task % num_kv_heads
         s = 0
         while query_starts[s + 1] <= t:
             s += 1
         seen = lengths[s] - (query_starts[s + 1] - 1 - t)
         first = max(0, seen - window)
-        weights = np.empty((shared, seen - first), np.float32)
-        _attend_heads(q, k_pages, v_pages, page_table, t, s, head, first, scale, softcap, weights, out)
+        heads = slice(head * shared, (head + 1) * shared)
+        space = weights[worker, : shared * (seen - first)].reshape(shared, seen - first)
+        attend_heads(q[t, heads], k_pages, v_pages, page_table[s], head, first, scale, softcap, space, out[t, heads])
+        task = take_next(taken, 0)
 
 
 @inner(fastmath={"reassoc", "contract"})
-def _attend_heads(
-    q: Floats, k_pages: Floats, v_pages: Floats, page_table: Ints, t: int, s: int, head: int, first: int,
-    scale: np.float32, softcap: np.float32, weights: Floats, out: Floats,
+def attend_heads(
+    q: Floats, k_pages: Floats, v_pages: Floats, pages: Ints, head: int, first: int, scale: np.float32,
+    softcap: np.float32, weights: Floats, out: Floats,
 ) -> None:  # fmt: skip
-    """Query t of sequence s, for the heads that share a key head, over keys from `first` on. weights [heads, keys]"""
-    num_tokens, shared, dim = k_pages.shape[1], weights.shape[0], q.shape[2]
+    """q [heads, D]: of one query, those that share a key head; over keys from `first` on. weights [heads, keys]"""
+    num_tokens, shared, dim = k_pages.shape[1], weights.shape[0], q.shape[1]
     for i in range(weights.shape[1]):
-        page, place = page_table[s, (first + i) // num_tokens], (first + i) % num_tokens
+        page, place = pages[(first + i) // num_tokens], (first + i) % num_tokens
         for h in range(shared):
             total = np.float32(0)
             for d in range(dim):
-                total += q[t, head * shared + h, d] * k_pages[page, place, head, d]
+                total += q[h, d] * k_pages[page, place, head, d]
             weights[h, i] = total * scale
     for h in range(shared):
         _softmax(weights[h], softcap)
         for d in range(dim):
-            out[t, head * shared + h, d] = 0
+            out[h, d] = 0
     for i in range(weights.shape[1]):
-        page, place = page_table[s, (first + i) // num_tokens], (first + i) % num_tokens
+        page, place = pages[(first + i) // num_tokens], (first + i) % num_tokens
         for h in range(shared):
             weight = weights[h, i]
             for d in range(dim):
-                out[t, head * shared + h, d] += weight * v_pages[page, place, head, d]
+                out[h, d] += weight * v_pages[page, place, head, d]
 
 
 @inner()

@@ -1,7 +1,16 @@
-"""Functions that only compiled ones call: without the ways in from Python and C, which take a tenth of compiling."""
+"""Functions that only compiled ones call."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from numba import njit
+from numba.extending import intrinsic
 
+# Without the ways in from Python and C, which take a tenth of compiling.
 inner = partial(njit, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def emitted(definition: Callable[..., Any]) -> Any:
+    """One that is LLVM code. Callers leave the definition's first argument to Numba, which type checkers do not see."""
+    return intrinsic(definition)

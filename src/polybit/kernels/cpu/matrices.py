@@ -14,8 +14,8 @@ from polybit.kernels.cpu.activations import gated_activate
 from polybit.kernels.cpu.arrays import floats
 from polybit.kernels.cpu.layout import TiledMatrix
 from polybit.kernels.cpu.norms import rms_norm
-from polybit.kernels.cpu.products import multiply, tile_functions
-from polybit.kernels.cpu.threads import cores
+from polybit.kernels.cpu.products import multiply, passes
+from polybit.kernels.cpu.team import team
 from polybit.kernels.protocol import Matrix
 from polybit.kernels.reference.matrices import DenseMatrix
 
@@ -41,10 +41,10 @@ def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
         return reference.matmul(x, matrix, residual)
     out = torch.empty(x.shape[0], matrix.out_features)
     added = np.empty((0, matrix.out_features), np.float32) if residual is None else floats(residual)
-    given, functions = floats(x), tile_functions(x.shape[0])
-    with cores():
-        arrays = *matrix.arrays, added, functions  # each of a type of its own, which mypy cannot follow through a star
-        multiply(given, *arrays, torch.get_num_threads(), out.numpy())  # type: ignore[arg-type, call-arg]
+    given, through = floats(x), passes(x.shape[0])
+    with team as (board, workers):
+        arrays = *matrix.arrays, added, through.starts, through.functions  # mypy cannot follow them through a star
+        multiply(given, *arrays, board, workers, out.numpy())  # type: ignore[arg-type, call-arg]
     return out.to(x.dtype if residual is None else residual.dtype)
 
 

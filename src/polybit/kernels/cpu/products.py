@@ -3,20 +3,21 @@
 Rows of activations go through a tile in passes of up to 8 rows; a tile stays in a core's second-level cache.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import cfunc, njit, prange
+from numba import cfunc, njit
 from numpy.typing import NDArray
 
-from polybit.kernels.cpu.counter import take_next
+from polybit.kernels.cpu.atomic import take_next
 from polybit.kernels.cpu.inner import inner
 from polybit.kernels.cpu.layout import CODES, COLUMN, INPUT, RUNS, SCALES, TILE, WIDTH, WORDS
+from polybit.kernels.cpu.team import LINE, Board, together
 from polybit.kernels.cpu.tile_code import SIGNATURE, call_tile, multiply_tile
 
 BLOCK = 32
-LINE = 8  # int64 in a line of the caches, which cores do not share
 LARGEST = np.float32(32512)  # 127 * 256: what two bytes hold with the upper one in [-127, 127]
 SMALLEST = np.float32(1e-30)  # activations all below it are taken for zero
 ROUNDER = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
@@ -68,18 +69,6 @@ def _scale(largest_bits: np.int32) -> tuple[np.float32, np.float32]:
     return largest / LARGEST, LARGEST / largest if largest >= SMALLEST else np.float32(0)
 
 
-@inner()
-def pass_starts(num_rows: int) -> Table:
-    """First row of each pass, and where the last one ends: of as many rows as there is code for."""
-    starts = np.zeros(num_rows // 8 + 4, np.int64)
-    count = 0
-    while starts[count] < num_rows:
-        left = num_rows - starts[count]
-        starts[count + 1] = starts[count] + (8 if left > 4 else min(left, 2))
-        count += 1
-    return starts[: count + 1]
-
-
 @njit(cache=True, error_model="numpy")
 def quantize_pass(
     x: Floats, start: int, rows: int, order: Ints, runs: Ints, out: Bytes, sums: Ints, scales: Floats
@@ -92,18 +81,25 @@ def quantize_pass(
             quantize_row(np.zeros(x.shape[1], np.float32), order, runs, t, rows, out, sums, scales)
 
 
-def tile_functions(num_rows: int) -> Table:
-    """Addresses of the compiled products of one tile by their number of rows, of those that so many rows need."""
-    return _addresses(num_rows > 4, num_rows % 8)
+@dataclass(frozen=True)
+class Passes:
+    """How rows go through a tile: `starts` has the first row of each pass and where the last one ends; `functions` the
+    addresses of the compiled products of one tile by their number of rows.
+    """
+
+    starts: Table
+    functions: Table
 
 
 @cache
-def _addresses(are_many: bool, left: int) -> Table:
-    addresses = np.zeros(9, np.int64)
-    for rows, needed in ((1, left in (1, 3)), (2, left in (2, 3, 4)), (8, are_many)):
-        if needed:
-            addresses[rows] = _tile_function(rows).address
-    return addresses
+def passes(num_rows: int) -> Passes:
+    """Of as many rows as there is code for, which is compiled when it is first needed."""
+    starts, functions = [0], np.zeros(9, np.int64)
+    while (left := num_rows - starts[-1]) > 0:
+        rows = 8 if left > 4 else min(left, 2)
+        starts.append(starts[-1] + rows)
+        functions[rows] = _tile_function(rows).address
+    return Passes(np.array(starts, np.int64), functions)
 
 
 @cache
@@ -117,62 +113,77 @@ def _tile_function(rows: int) -> Any:
 
 
 @inner()
-def _quantize_input(
-    i: int, x: Floats, starts: Table, order: Ints, runs: Ints, inputs: Table, out: Bytes, sums: Ints, scales: Floats
-) -> None:
-    """One pass of one order of the activations."""
+def _quantize_inputs(
+    worker: int, taken: Table, x: Floats, starts: Table, order: Ints, runs: Ints, inputs: Table, out: Bytes, sums: Ints,
+    scales: Floats,
+) -> None:  # fmt: skip
+    """Each pass of each order of the activations."""
     padded, width = starts[-1], x.shape[1]
-    start, rows = starts[i // len(inputs)], starts[i // len(inputs) + 1] - starts[i // len(inputs)]
-    row, run, num_runs = inputs[i % len(inputs)]
-    quantize_pass(
-        x, start, rows, order[row : row + width], runs[run : run + num_runs],
-        out[2 * (row * padded + start * width) :], sums[2 * (run * padded + start * num_runs) :],
-        scales[run * padded + start * num_runs :],
-    )  # fmt: skip
+    i = take_next(taken, 0)
+    while i < (len(starts) - 1) * len(inputs):
+        start, rows = starts[i // len(inputs)], starts[i // len(inputs) + 1] - starts[i // len(inputs)]
+        row, run, num_runs = inputs[i % len(inputs)]
+        quantize_pass(
+            x, start, rows, order[row : row + width], runs[run : run + num_runs],
+            out[2 * (row * padded + start * width) :], sums[2 * (run * padded + start * num_runs) :],
+            scales[run * padded + start * num_runs :],
+        )  # fmt: skip
+        i = take_next(taken, 0)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@inner()
+def _multiply_tiles(
+    worker: int, taken: Table, codes: NDArray[np.int16], table: Floats, runs: Ints, inputs: Table, tiles: Table,
+    residual: Floats, starts: Table, functions: Table, x: Bytes, sums: Ints, scales: Floats, ys: Floats, out: Floats,
+) -> None:  # fmt: skip
+    """Each worker has its share of tiles, one stretch of memory; those that are done with theirs help the others.
+
+    taken [workers, LINE]: of each share. ys [workers, 8, TILE]: space for what is multiplied.
+    """
+    workers, num_rows, width, padded = len(taken), len(out), len(x) // (2 * starts[-1] * len(inputs)), starts[-1]
+    y = ys[worker]
+    for i in range(worker, worker + workers):
+        share = i % workers
+        first, end = share * len(tiles) // workers, (share + 1) * len(tiles) // workers
+        i = first + take_next(taken[share], 0)
+        while i < end:
+            tile = tiles[i]
+            row, run, num_runs = inputs[tile[INPUT]]
+            column = tile[COLUMN]
+            for p in range(len(starts) - 1):
+                start = starts[p]
+                call_tile(
+                    functions[starts[p + 1] - start], tile[WORDS], codes.ctypes.data + 32 * tile[CODES],
+                    runs.ctypes.data + 12 * tile[RUNS], num_runs, table.ctypes.data + 64 * tile[SCALES],
+                    x.ctypes.data + 2 * (row * padded + start * width),
+                    sums.ctypes.data + 8 * (run * padded + start * num_runs),
+                    scales.ctypes.data + 4 * (run * padded + start * num_runs), y.ctypes.data,
+                )  # fmt: skip
+                for t in range(min(num_rows, starts[p + 1]) - start):
+                    for n in range(tile[WIDTH]):
+                        added = residual[start + t, column + n] if len(residual) else np.float32(0)
+                        out[start + t, column + n] = y[t, n] + added
+            i = first + take_next(taken[share], 0)
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
 def multiply(
     x: Floats, codes: NDArray[np.int16], table: Floats, runs: Ints, order: Ints, inputs: Table, tiles: Table,
-    residual: Floats, functions: Table, workers: int, out: Floats,
+    residual: Floats, starts: Table, functions: Table, board: Board, workers: int, out: Floats,
 ) -> None:  # fmt: skip
-    """x [T, K] -> out [T, N], plus the residual [T, N] unless that has no rows. The others: see TiledMatrix.
-
-    Each worker has its share of tiles, one stretch of memory; those that are done with theirs help the others.
-    """
-    num_rows, width = x.shape
-    starts = pass_starts(num_rows)
-    num_passes, padded = len(starts) - 1, starts[-1]
-    taken = np.empty(2 * padded * len(order), np.int8)
+    """x [T, K] -> out [T, N], plus the residual [T, N] unless that has no rows. The others: see TiledMatrix, Passes."""
+    padded, num_inputs = starts[-1], (len(starts) - 1) * len(inputs)
+    sorted_x = np.empty(2 * padded * len(order), np.int8)
     sums = np.empty(2 * padded * len(runs), np.int32)
     scales = np.empty(padded * len(runs), np.float32)
-    if num_passes * len(inputs) == 1:
-        _quantize_input(0, x, starts, order, runs, inputs, taken, sums, scales)
-    else:
-        for i in prange(num_passes * len(inputs)):
-            _quantize_input(int(i), x, starts, order, runs, inputs, taken, sums, scales)
-    counters = np.zeros((workers, LINE), np.int64)
-    for worker in prange(workers):
-        y = np.empty((8, TILE), np.float32)
-        for share in range(worker, worker + workers):
-            share %= workers
-            first, end = share * len(tiles) // workers, (share + 1) * len(tiles) // workers
-            i = first + take_next(counters[share])  # type: ignore[call-arg]  # Numba gives the first argument
-            while i < end:
-                tile = tiles[i]
-                row, run, num_runs = inputs[tile[INPUT]]
-                column = tile[COLUMN]
-                for p in range(num_passes):
-                    start = starts[p]
-                    call_tile(
-                        functions[starts[p + 1] - start], tile[WORDS], codes.ctypes.data + 32 * tile[CODES],
-                        runs.ctypes.data + 12 * tile[RUNS], num_runs, table.ctypes.data + 64 * tile[SCALES],
-                        taken.ctypes.data + 2 * (row * padded + start * width),
-                        sums.ctypes.data + 8 * (run * padded + start * num_runs),
-                        scales.ctypes.data + 4 * (run * padded + start * num_runs), y.ctypes.data,
-                    )  # fmt: skip
-                    for t in range(min(num_rows, starts[p + 1]) - start):
-                        for n in range(tile[WIDTH]):
-                            added = residual[start + t, column + n] if len(residual) else np.float32(0)
-                            out[start + t, column + n] = y[t, n] + added
-                i = first + take_next(counters[share])
+    taken = np.zeros((workers + 1, LINE), np.int64)
+    together(
+        board, min(workers, num_inputs), _quantize_inputs,
+        (taken[workers], x, starts, order, runs, inputs, sorted_x, sums, scales),
+    )  # fmt: skip
+    ys = np.empty((workers, 8, TILE), np.float32)
+    sorted_inputs = sorted_x, sums, scales
+    together(
+        board, workers, _multiply_tiles,
+        (taken[:workers], codes, table, runs, inputs, tiles, residual, starts, functions, *sorted_inputs, ys, out),
+    )  # fmt: skip

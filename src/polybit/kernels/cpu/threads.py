@@ -1,4 +1,4 @@
-"""The cores that kernels use: as many threads as torch has, for one kernel at a time."""
+"""The cores that the loops of quantization use: as many threads as torch has, for one of them at a time."""
 
 import threading
 
@@ -10,7 +10,7 @@ _told = threading.local()  # Numba keeps the number for each thread apart; telli
 
 
 def cores() -> threading.Lock:
-    """Around every call of a parallel kernel: of Numba's layers of threads one ends the process if two call at once."""
+    """Around every call of a function with `parallel`: one of the layers of threads ends the process if two call."""
     wanted = torch.get_num_threads()
     if getattr(_told, "count", None) != wanted:
         numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]

@@ -23,6 +23,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from polybit.errors import KernelError
+from polybit.kernels.cpu.inner import emitted
 from polybit.kernels.cpu.layout import PLANES, STEPS, TILE, word_places
 
 LANES = 16
@@ -347,7 +348,7 @@ ARGUMENTS = 9
 SIGNATURE = types.void(*[types.intp] * ARGUMENTS)
 
 
-@intrinsic
+@emitted
 def call_tile(typing, address, words, codes, runs, num_runs, table, x, x_sums, x_scales, y):  # type: ignore[no-untyped-def]
     """Call a compiled function of SIGNATURE."""
     signature = types.void(*[types.intp] * (1 + ARGUMENTS))

@@ -1,0 +1,161 @@
+"""The threads that share the work of a kernel: as many as torch has, the caller among them.
+
+A kernel offers work; whoever is there joins in, and the caller waits for those alone. So a thread that is not woken in
+time, or whose core another program uses, delays nobody. Work that follows soon finds the others awake: waking one takes
+as long as a product of a megabyte.
+"""
+
+import atexit
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numpy.typing import NDArray
+
+from polybit.kernels.cpu.atomic import exchange, read, replace, take_next
+from polybit.kernels.cpu.inner import emitted
+
+LINE = 8  # int64 in a line of the caches, which cores do not share
+TICKETS, LEFT, CALLS, LIMIT = (LINE * i for i in range(4))
+WORK, ARGUMENTS = LIMIT + 1, LIMIT + 2
+# TICKETS counts pieces of work, and in its lower bits those who joined the last; after its end there are no more.
+TICKET_BITS = 16
+NO_MORE = (1 << TICKET_BITS) - 1
+PATIENCE = 1 << 10  # turns given away without work in between: a fraction of a millisecond
+# Who waits lets others have the core, if any want it: the one who is waited for may be among them.
+give_way = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())
+
+Board = NDArray[np.int64]
+
+
+class Team:
+    """One kernel at a time, whoever calls: `with team as (board, count): kernel(..., board, count)`."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._board = np.zeros(4 * LINE, np.int64)
+        self._awake = threading.Event()
+        self._ends = False
+        self._threads = list[threading.Thread]()
+        atexit.register(self.end)
+
+    def __enter__(self) -> tuple[Board, int]:
+        """What `together` takes: the board and for how many threads."""
+        self._turn.acquire()
+        count = torch.get_num_threads()
+        if count > 1:
+            self._call(count)
+        return self._board, count
+
+    def __exit__(self, *error: object) -> None:
+        self._turn.release()
+
+    def _call(self, count: int) -> None:
+        while len(self._threads) < count - 1 and not self._ends:
+            thread = threading.Thread(target=self._help, name="polybit-kernels", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._board[CALLS] += 1
+        if not self._awake.is_set():
+            self._awake.set()
+
+    def _help(self) -> None:
+        job = 0
+        while not self._ends:
+            job, calls = help_out(self._board, job)
+            self._awake.clear()
+            if calls == self._board[CALLS] and not self._ends:
+                self._awake.wait()
+
+    def end(self) -> None:
+        """Before the code that threads run is gone."""
+        with self._turn:
+            self._ends = True
+            self._awake.set()
+            for thread in self._threads:
+                thread.join()
+
+
+team = Team()
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def help_out(board: Board, job: int) -> tuple[int, int]:
+    """Join in what is offered after `job`, until for a while there is nothing -> the last one, and calls seen."""
+    calls = read(board, CALLS)
+    idle = 0
+    while idle < PATIENCE:
+        tickets = read(board, TICKETS)
+        offered, ticket = tickets >> TICKET_BITS, tickets & NO_MORE
+        if offered != job and ticket < read(board, LIMIT) and replace(board, TICKETS, tickets, tickets + 1):
+            call(board[WORK], board[ARGUMENTS], ticket)
+            take_next(board, LEFT)
+            job, idle = offered, 0
+        elif read(board, CALLS) != calls:
+            calls, idle = read(board, CALLS), 0
+        else:
+            give_way()
+            idle += 1
+    return job, calls
+
+
+def _offer(board: Board, limit: int, work: int, arguments: int) -> None:
+    """Do it, with up to limit - 1 others."""
+    job = (read(board, TICKETS) >> TICKET_BITS) + 1
+    board[LEFT], board[LIMIT], board[WORK], board[ARGUMENTS] = 0, limit, work, arguments
+    exchange(board, TICKETS, (job << TICKET_BITS) + 1)
+    call(work, arguments, 0)
+    joined = (exchange(board, TICKETS, (job << TICKET_BITS) + NO_MORE) & NO_MORE) - 1
+    while read(board, LEFT) < joined:
+        give_way()
+
+
+@emitted
+def together(typing, board, limit, work, arguments):  # type: ignore[no-untyped-def]  # they are Numba types
+    """work(worker, *arguments) by up to `limit` threads at once, each with a number below that of its own.
+
+    `work` is a compiled function; it does what the others leave, is called by the caller at least, and raises nothing.
+    """
+    resolved = typing.resolve_function_type(work, (types.int64, *arguments.types), {})
+    compiled = work.dispatcher.overloads[resolved.args]
+
+    def emit(context: Any, b: Any, signature: Any, values: Sequence[Any]) -> Any:
+        address, packed = _bundle(context, b, compiled, signature.args[3], values[3])
+        offered = types.void(board, types.intp, types.intp, types.intp)
+        return context.compile_internal(b, _offer, offered, [*values[:2], address, packed])
+
+    return types.void(board, types.intp, work, arguments), emit
+
+
+def _bundle(context: Any, b: Any, compiled: Any, kind: Any, arguments: Any) -> tuple[Any, Any]:
+    """Addresses of a function (packed arguments, worker) that calls a compiled one, and of the packed arguments."""
+    context.add_linking_libs([compiled.library])
+    packed = cgutils.alloca_once_value(b, arguments)
+    function = ir.Function(b.module, CALLED, b.module.get_unique_name("unpack_and_call"))
+    function.linkage = "internal"
+    inside = ir.IRBuilder(function.append_basic_block())
+    values = cgutils.unpack_tuple(inside, inside.load(inside.inttoptr(function.args[0], packed.type)))
+    context.call_internal_no_propagate(inside, compiled.fndesc, compiled.signature, [function.args[1], *values])
+    inside.ret_void()
+    return b.ptrtoint(function, INT), b.ptrtoint(packed, INT)
+
+
+INT = ir.IntType(64)
+CALLED = ir.FunctionType(ir.VoidType(), [INT, INT])
+
+
+@emitted
+def call(typing, address, arguments, worker):  # type: ignore[no-untyped-def]
+    """A function of CALLED."""
+
+    def emit(context: Any, b: Any, signature: Any, values: Sequence[Any]) -> Any:
+        b.call(b.inttoptr(values[0], CALLED.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), emit
