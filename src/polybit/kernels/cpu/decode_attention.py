@@ -1,4 +1,4 @@
-"""What stands between the products of a decode step: the kernels of this backend, one after another."""
+"""What stands between the products of a decode step, in one kernel: a task is a key head of a sequence."""
 
 import numpy as np
 import torch
@@ -7,16 +7,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polybit.kernels import reference
-from polybit.kernels.cpu.arrays import array
-from polybit.kernels.cpu.attention import attention
-from polybit.kernels.cpu.norms import rms_norm
-from polybit.kernels.cpu.pages import write_kv
-from polybit.kernels.cpu.rope import rope
+from polybit.kernels.cpu.arrays import Floats, array, is_plain
+from polybit.kernels.cpu.atomic import take_next
+from polybit.kernels.cpu.attention import FAR, Ints, attend_heads, longest
+from polybit.kernels.cpu.inner import inner
+from polybit.kernels.cpu.norms import norm_row
+from polybit.kernels.cpu.rope import rotate_head
+from polybit.kernels.cpu.team import Board, team, together
 from polybit.kernels.pages import Pages
 from polybit.kernels.protocol import HeadNorm, Rotation
 
-Ints = NDArray[np.int32]
-Longs = NDArray[np.int64]
+NO_NORM = np.empty(0, np.float32), 0.0, 0.0
+NO_ROTATION = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32), False
+
+Norm = tuple[Floats, float, float]  # weight [D], or of no features: none; eps; offset
+Turn = tuple[Floats, Floats, bool]  # cos and sin, of no features: none; interleaved
 
 
 def decode_attention(
@@ -34,33 +39,82 @@ def decode_attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Quantized pages are the reference's."""
-    if not (isinstance(k_pages, Tensor) and isinstance(v_pages, Tensor)):
+    """Pages that are quantized or of 16 bits are the reference's."""
+    if q.dtype != torch.float32 or not (is_plain(k_pages) and is_plain(v_pages)):
         return reference.decode_attention(
             q, k, v, k_pages, v_pages, page_table, lengths, q_norm, k_norm, rotation, scale, window, softcap
         )
-    q, k = _normed(q, q_norm), _normed(k, k_norm)
-    positions, slots, starts = map(torch.from_numpy, _places(array(lengths), array(page_table), k_pages.shape[1]))
-    if rotation is not None:
-        q, k = rope(q, k, positions, rotation.cos, rotation.sin, rotation.interleaved)
-    write_kv(k, v, k_pages, v_pages, slots)
-    return attention(q, k_pages, v_pages, page_table, starts, lengths, 1, scale, window, softcap)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    given = array(q), array(k), array(v), k_pages.numpy(), v_pages.numpy(), array(page_table), array(lengths)
+    turn = NO_ROTATION if rotation is None else (array(rotation.cos), array(rotation.sin), rotation.interleaved)
+    seen = np.float32(scale), FAR if window is None else window, np.float32(softcap or 0)
+    with team as (board, workers):
+        _attend(*given, _norm(q_norm), _norm(k_norm), turn, *seen, board, workers, out.numpy())
+    return out
 
 
-def _normed(heads: Tensor, norm: HeadNorm | None) -> Tensor:
-    return heads if norm is None else rms_norm(heads, norm.weight, norm.eps, norm.offset)
+def _norm(norm: HeadNorm | None) -> Norm:
+    return NO_NORM if norm is None else (array(norm.weight), norm.eps, norm.offset)
 
 
-@njit(cache=True, error_model="numpy")
-def _places(lengths: Ints, page_table: Ints, page_tokens: int) -> tuple[Longs, Longs, Ints]:
-    """Of each sequence's last token: its position and slot [S]; and where queries start [S + 1], one a sequence."""
-    num_sequences = len(lengths)
-    positions, slots = np.empty(num_sequences, np.int64), np.empty(num_sequences, np.int64)
-    starts = np.empty(num_sequences + 1, np.int32)
-    starts[0] = 0
-    for s in range(num_sequences):
-        position = np.int64(lengths[s]) - 1
-        page = np.int64(page_table[s, position // page_tokens])
-        positions[s], slots[s] = position, page * page_tokens + position % page_tokens
-        starts[s + 1] = s + 1
-    return positions, slots, starts
+@njit(cache=True, error_model="numpy", nogil=True)
+def _attend(
+    q: Floats, k: Floats, v: Floats, k_pages: Floats, v_pages: Floats, page_table: Ints, lengths: Ints, q_norm: Norm,
+    k_norm: Norm, turn: Turn, scale: np.float32, window: int, softcap: np.float32, board: Board, workers: int,
+    out: Floats,
+) -> None:  # fmt: skip
+    weights = np.empty((workers, q.shape[1] // k.shape[1] * longest(lengths)), np.float32)
+    taken = np.zeros(1, np.int64)
+    pages = k_pages, v_pages, page_table, lengths
+    together(
+        board, workers, _attend_heads,
+        (taken, q, k, v, *pages, q_norm, k_norm, turn, scale, window, softcap, weights, np.empty_like(q), out),
+    )  # fmt: skip
+
+
+@inner()
+def _attend_heads(
+    worker: int, taken: NDArray[np.int64], q: Floats, k: Floats, v: Floats, k_pages: Floats, v_pages: Floats,
+    page_table: Ints, lengths: Ints, q_norm: Norm, k_norm: Norm, turn: Turn, scale: np.float32, window: int,
+    softcap: np.float32, weights: Floats, turned: Floats, out: Floats,
+) -> None:  # fmt: skip
+    """turned [S, Hq, D]: space for queries, normed and rotated. weights [workers, ...]: for their products."""
+    num_kv_heads, page_tokens = k.shape[1], k_pages.shape[1]
+    shared = q.shape[1] // num_kv_heads
+    task = take_next(taken, 0)
+    while task < k.shape[0] * num_kv_heads:
+        s, head = task // num_kv_heads, task % num_kv_heads
+        position = int(lengths[s]) - 1
+        page, place = page_table[s, position // page_tokens], position % page_tokens
+        _turn(k[s, head], k_norm, turn, position, k_pages[page, place, head])
+        _copy(v[s, head], v_pages[page, place, head])
+        heads = slice(head * shared, (head + 1) * shared)
+        for h in range(head * shared, (head + 1) * shared):
+            _turn(q[s, h], q_norm, turn, position, turned[s, h])
+        first = max(0, position + 1 - window)
+        num_keys = position + 1 - first
+        space = weights[worker, : shared * num_keys].reshape(shared, num_keys)
+        attend_heads(
+            turned[s, heads], k_pages, v_pages, page_table[s], head, first, scale, softcap, space, out[s, heads]
+        )  # fmt: skip
+        task = take_next(taken, 0)
+
+
+@inner()
+def _turn(x: Floats, norm: Norm, turn: Turn, position: int, out: Floats) -> None:
+    """One head [D], normed and rotated."""
+    weight, eps, offset = norm
+    if len(weight):
+        norm_row(x, weight, eps, offset, out)
+    else:
+        _copy(x, out)
+    cos, sin, interleaved = turn
+    if cos.shape[1]:
+        rotate_head(out, cos[position], sin[position], interleaved, out)
+
+
+@inner()
+def _copy(x: Floats, out: Floats) -> None:
+    """Element by element: an assignment of slices compiles, for a second, what it says where shapes differ."""
+    for i in range(len(x)):
+        out[i] = x[i]

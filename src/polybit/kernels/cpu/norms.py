@@ -7,6 +7,7 @@ from torch import Tensor
 
 from polybit.kernels import reference
 from polybit.kernels.cpu.arrays import Floats, array
+from polybit.kernels.cpu.inner import inner
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
@@ -17,13 +18,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
     return out
 
 
-@njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+@njit(cache=True, error_model="numpy")
 def _rms_norm(x: Floats, weight: Floats, eps: float, offset: float, out: Floats) -> None:
-    shift = np.float32(offset)
     for t in range(x.shape[0]):
-        total = np.float32(0)
-        for n in range(x.shape[1]):
-            total += x[t, n] * x[t, n]
-        scale = np.float32(1 / np.sqrt(total / x.shape[1] + eps))
-        for n in range(x.shape[1]):
-            out[t, n] = x[t, n] * scale * (weight[n] + shift)
+        norm_row(x[t], weight, eps, offset, out[t])
+
+
+@inner(fastmath={"reassoc", "contract"})
+def norm_row(x: Floats, weight: Floats, eps: float, offset: float, out: Floats) -> None:
+    shift, total = np.float32(offset), np.float32(0)
+    for n in range(len(x)):
+        total += x[n] * x[n]
+    scale = np.float32(1 / np.sqrt(total / len(x) + eps))
+    for n in range(len(x)):
+        out[n] = x[n] * scale * (weight[n] + shift)

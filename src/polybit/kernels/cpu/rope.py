@@ -8,6 +8,7 @@ from torch import Tensor
 
 from polybit.kernels import reference
 from polybit.kernels.cpu.arrays import Floats, array
+from polybit.kernels.cpu.inner import inner
 
 
 def rope(q: Tensor, k: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
@@ -22,14 +23,19 @@ def rope(q: Tensor, k: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, inte
 
 @njit(cache=True, error_model="numpy")
 def _rotate(x: Floats, positions: NDArray[np.int64], cos: Floats, sin: Floats, interleaved: bool, out: Floats) -> None:
-    half = cos.shape[1]
     for t in range(x.shape[0]):
-        place = positions[t]
         for h in range(x.shape[1]):
-            for i in range(half):
-                first, second = (2 * i, 2 * i + 1) if interleaved else (i, half + i)
-                a, b = x[t, h, first], x[t, h, second]
-                out[t, h, first] = a * cos[place, i] - b * sin[place, i]
-                out[t, h, second] = b * cos[place, i] + a * sin[place, i]
-            for i in range(2 * half, x.shape[2]):
-                out[t, h, i] = x[t, h, i]
+            rotate_head(x[t, h], cos[positions[t]], sin[positions[t]], interleaved, out[t, h])
+
+
+@inner()
+def rotate_head(x: Floats, cos: Floats, sin: Floats, interleaved: bool, out: Floats) -> None:
+    """x [D], cos and sin [dim/2] -> out [D], which may be x."""
+    half = len(cos)
+    for i in range(half):
+        first, second = (2 * i, 2 * i + 1) if interleaved else (i, half + i)
+        a, b = x[first], x[second]
+        out[first] = a * cos[i] - b * sin[i]
+        out[second] = b * cos[i] + a * sin[i]
+    for i in range(2 * half, len(x)):
+        out[i] = x[i]
