@@ -142,7 +142,8 @@ def test_nothing_beyond_the_buffers_counts(random, groups, rows) -> None:
         guarded = [_surrounded(part, filler) for part in (*moved.arrays, x.numpy(), np.empty((rows, 96), np.float32))]
         *parts, given, out = (inside for inside, _ in guarded)
         through, no_residual = products.passes(rows), np.empty((0, 96), np.float32)
-        with team_of_cpu.team as (board, _):
+        with team_of_cpu.team.turn:
+            board, _ = team_of_cpu.team.call()
             products.multiply(given, *parts, no_residual, through.starts, through.functions, board, 2, out)
         assert torch.equal(torch.from_numpy(out), expected)
         assert intact_words()

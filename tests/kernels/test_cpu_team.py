@@ -1,5 +1,6 @@
 """Threads share work: every piece is done once, by whoever is there, and nobody waits for those who are not."""
 
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,8 @@ def threads() -> Iterator[int]:
 def _shared(threads: int, pieces: int = 500) -> np.ndarray:
     """[threads, pieces]: how often each thread did each piece."""
     found = np.zeros((threads, pieces), np.int64)
-    with team_of_cpu.team as (board, count):
+    with team_of_cpu.team.turn:
+        board, count = team_of_cpu.team.call()
         _share(found, board, min(count, threads))
     assert (found.sum(0) == ROUNDS).all()
     return found // ROUNDS
@@ -83,7 +85,21 @@ def test_nobody_waits_for_who_is_not_there(threads) -> None:
     left = team_of_cpu.Team()
     left.end()
     found = np.zeros((threads, 20), np.int64)
-    with left as (board, count):
-        _share(found, board, count)
+    with left.turn:
+        _share(found, *left.call())
     assert (found[0] == ROUNDS).all()
     assert not found[1:].any()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_has_a_team_of_its_own(threads) -> None:
+    test_others_join_in(threads)
+    with team_of_cpu.team.turn:
+        child = os.fork()
+    if child == 0:
+        try:
+            test_others_join_in(threads)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0) == (child, 0)

@@ -26,7 +26,8 @@ def gated_activate(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
     linear, cubic = np.float32(LINEAR[activation]), np.float32(CUBIC[activation])
     gates, ups, found = (x.reshape(-1, gate.shape[-1]) for x in (array(gate), array(up), out.numpy()))
-    with team as (board, workers):
+    with team.turn:
+        board, workers = team.call()
         _gate(gates, ups, linear, cubic, board, 1 if is_small(gate) else workers, found)
     return out
 

@@ -59,9 +59,9 @@ def _attend_few(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     tables = array(page_table), array(query_starts), array(lengths)
     span, cap = FAR if window is None else window, np.float32(softcap or 0)
-    with team as (board, workers):
+    with team.turn:
         _attend(
-            array(q), array(k_pages), array(v_pages), *tables, np.float32(scale), span, cap, board, workers, out.numpy()
+            array(q), array(k_pages), array(v_pages), *tables, np.float32(scale), span, cap, *team.call(), out.numpy()
         )
     return out
 

@@ -48,8 +48,8 @@ def decode_attention(
     given = array(q), array(k), array(v), k_pages.numpy(), v_pages.numpy(), array(page_table), array(lengths)
     turn = NO_ROTATION if rotation is None else (array(rotation.cos), array(rotation.sin), rotation.interleaved)
     seen = np.float32(scale), FAR if window is None else window, np.float32(softcap or 0)
-    with team as (board, workers):
-        _attend(*given, _norm(q_norm), _norm(k_norm), turn, *seen, board, workers, out.numpy())
+    with team.turn:
+        _attend(*given, _norm(q_norm), _norm(k_norm), turn, *seen, *team.call(), out.numpy())
     return out
 
 

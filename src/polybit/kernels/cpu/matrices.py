@@ -42,7 +42,8 @@ def matmul(x: Tensor, matrix: Matrix, residual: Tensor | None = None) -> Tensor:
     out = torch.empty(x.shape[0], matrix.out_features)
     added = np.empty((0, matrix.out_features), np.float32) if residual is None else floats(residual)
     given, through = floats(x), passes(x.shape[0])
-    with team as (board, workers):
+    with team.turn:
+        board, workers = team.call()
         arrays = *matrix.arrays, added, through.starts, through.functions  # mypy cannot follow them through a star
         multiply(given, *arrays, board, workers, out.numpy())  # type: ignore[arg-type, call-arg]
     return out.to(x.dtype if residual is None else residual.dtype)

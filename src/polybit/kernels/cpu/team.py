@@ -35,28 +35,26 @@ Board = NDArray[np.int64]
 
 
 class Team:
-    """One kernel at a time, whoever calls: `with team as (board, count): kernel(..., board, count)`."""
+    """One kernel at a time, whoever calls: `with team.turn: kernel(..., *team.call())`."""
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        self.turn = threading.Lock()  # in a `with` of its own: whatever interrupts there, others get theirs
         self._board = np.zeros(4 * LINE, np.int64)
         self._awake = threading.Event()
         self._ends = False
         self._threads = list[threading.Thread]()
         atexit.register(self.end)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._begin_anew)
 
-    def __enter__(self) -> tuple[Board, int]:
-        """What `together` takes: the board and for how many threads."""
-        self._turn.acquire()
+    def call(self) -> tuple[Board, int]:
+        """What `together` takes: the board and for how many threads. They are awake soon."""
         count = torch.get_num_threads()
         if count > 1:
-            self._call(count)
+            self._wake(count)
         return self._board, count
 
-    def __exit__(self, *error: object) -> None:
-        self._turn.release()
-
-    def _call(self, count: int) -> None:
+    def _wake(self, count: int) -> None:
         while len(self._threads) < count - 1 and not self._ends:
             thread = threading.Thread(target=self._help, name="polybit-kernels", daemon=True)
             self._threads.append(thread)
@@ -73,9 +71,13 @@ class Team:
             if calls == self._board[CALLS] and not self._ends:
                 self._awake.wait()
 
+    def _begin_anew(self) -> None:
+        """A forked process has none of the threads, and the lock as it was at that moment."""
+        self.turn, self._awake, self._threads = threading.Lock(), threading.Event(), []
+
     def end(self) -> None:
         """Before the code that threads run is gone."""
-        with self._turn:
+        with self.turn:
             self._ends = True
             self._awake.set()
             for thread in self._threads:
