@@ -20,6 +20,10 @@ from pathlib import Path
 from statistics import median
 from typing import IO, Any
 
+import polybit  # noqa: F401  # before torch, as the command line does: threads of OpenMP then sleep while idle
+
+# isort: split
+
 import psutil
 import torch
 
