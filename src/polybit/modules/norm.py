@@ -1,6 +1,6 @@
 """Norms over the hidden state and over attention heads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
@@ -37,10 +37,21 @@ def build_norm(node: spec.Norm, weights: Weights, backend: Backend) -> NormFn:
 
 
 def build_head_norm(node: spec.Norm | None, head_dim: int, weights: Weights, backend: Backend) -> NormFn | None:
-    """[T, H, D] -> [T, H, D]: over each head (weight [D] or [H, D]), or over all of them where the node is so wide."""
+    """[T, H, D] -> [T, H, D]: over each head (weight [D] or [H, D]), or over all of them where the node is so wide.
+
+    An RmsNorm where all heads have one weight.
+    """
     if node is None:
         return None
     norm = build_norm(node, weights, backend)
     if node.width == head_dim:
-        return norm
+        return _of_heads(norm) if isinstance(norm, RmsNorm) else norm
     return lambda heads: norm(heads.flatten(1)).view_as(heads)
+
+
+def _of_heads(norm: RmsNorm) -> NormFn:
+    """An EXL2 file repeats the weight for every head."""
+    weight = norm.weight
+    if weight.dim() == 1:
+        return norm
+    return replace(norm, weight=weight[0]) if bool((weight == weight[0]).all()) else norm.__call__
