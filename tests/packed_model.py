@@ -14,7 +14,7 @@ from polybit.format.exl2 import Exl2Tensor, Group, Layout
 from polybit.model.model import Model
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model, vector_names
-from polybit.quantizer.stored import head_weight
+from polybit.quantizer.stored import attention_norms, head_weight
 
 WIDTHS = (4, 6, 3, 8, 5, 2)
 GROUP_BLOCKS = (2, 1, 3)  # of 32 rows
@@ -32,6 +32,9 @@ def pack_model(folder: Path) -> Path:
     head = source.spec.head.linear
     packed = pack_matrix(*head_weight(source), mixture(head.in_features, 1), random)
     tensors |= exl2.to_tensors(head.key, packed)
+    for block in source.spec.blocks:
+        for norms in attention_norms(source.checkpoint, block.attn):
+            tensors |= norms
     for path in folder.glob("*.safetensors"):
         path.unlink()
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")

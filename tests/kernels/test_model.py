@@ -1,12 +1,16 @@
 """A whole model through each backend: what the modules hand to the operations, and in which order."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from closeness import assert_close
 from packed_model import matrices_of, pack_model
 from polybit import generator
 from polybit.cache import PAGE_TOKENS, KVPool
+from polybit.kernels.protocol import Backend
 from polybit.model.load import load
 from polybit.model.options import LoadOptions
 from polybit.model.source import open_model
@@ -49,10 +53,31 @@ def test_a_quantized_cache_on_a_card_gives_the_references_text(tmp_path, name) -
     assert texts[0] == texts[1]
 
 
+def by_head(folder: Path, differing: float) -> Path:
+    """The norms of heads once for every head, as EXL2 files hold them; `differing`: by how much from head to head."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for name, num_heads in (("q_norm", 4), ("k_norm", 2)):
+        for key in [key for key in tensors if key.endswith(f"{name}.weight")]:
+            factors = 1 + differing * torch.arange(num_heads)[:, None]
+            tensors[key] = (tensors[key] * factors).contiguous()
+    save_file(tensors, file)
+    return folder
+
+
 @pytest.mark.parametrize("config", [{}, QWEN3, COHERE], ids=["no norms", "norms of heads", "other norms of heads"])
 def test_one_token_at_a_time_agrees_with_all_at_once(backend, device, tmp_path, config) -> None:
+    compare_one_token_with_all(backend, device, write_random_model(tmp_path, config))
+
+
+@pytest.mark.parametrize("differing", [0.0, 0.5])
+def test_norms_that_a_file_holds_for_every_head(backend, device, tmp_path, differing) -> None:
+    compare_one_token_with_all(backend, device, by_head(write_random_model(tmp_path, QWEN3), differing))
+
+
+def compare_one_token_with_all(backend: Backend, device: torch.device, folder: Path) -> None:
     options = LoadOptions(device=str(device), dtype="float32", backend=backend.NAME)
-    model = load(open_model(write_random_model(tmp_path, config), options))
+    model = load(open_model(folder, options))
     texts = torch.randint(0, 96, (2, 5), generator=torch.Generator().manual_seed(0)).to(device)
     pool = KVPool(model.spec, 2 * PAGE_TOKENS, model.dtype, device, backend)
     first_slots = torch.tensor([0, PAGE_TOKENS], device=device)
