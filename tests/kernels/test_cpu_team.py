@@ -1,8 +1,9 @@
 """Threads share work: every piece is done once, by whoever is there, and nobody waits for those who are not."""
 
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -93,13 +94,54 @@ def test_nobody_waits_for_who_is_not_there(threads) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_process_has_a_team_of_its_own(threads) -> None:
-    test_others_join_in(threads)
-    with team_of_cpu.team.turn:
-        child = os.fork()
+    """Also where another thread is in the middle of a kernel."""
+    stopped = threading.Event()
+
+    def work() -> None:
+        while not stopped.is_set():
+            _shared(threads, 50)
+
+    with ThreadPoolExecutor(1) as other:
+        other.submit(work)
+        try:
+            codes = [_code_of(_fork(lambda: test_others_join_in(threads))) for _ in range(20)]
+        finally:
+            stopped.set()
+    assert codes == [0] * len(codes)
+
+
+def _fork(work: Callable[[], None]) -> int:
+    child = os.fork()
     if child == 0:
         try:
-            test_others_join_in(threads)
+            work()
             os._exit(0)
         finally:
             os._exit(1)
-    assert os.waitpid(child, 0) == (child, 0)
+    return child
+
+
+def _code_of(child: int) -> int:
+    until = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    return ended[1]
+
+
+def test_a_system_that_gives_no_more_threads(threads, monkeypatch, caplog) -> None:
+    """is said once, and those that are there do the work."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    alone = team_of_cpu.Team()
+    for _ in range(2):
+        found = np.zeros((threads, 20), np.int64)
+        with alone.turn:
+            _share(found, *alone.call())
+        assert (found.sum(0) == ROUNDS).all()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("1 threads compute, not more: can't start new thread; see")
+    alone.end()

@@ -62,6 +62,7 @@ class Backend(Protocol):
     DEVICES: frozenset[str]  # types of torch devices that it serves
     KEPT_BYTES: int  # of a GPU's memory that its kernels keep for themselves between calls, at most
     READS_PACKED: frozenset[str]  # "exl2", "gptq": products of few rows read the words, and are no faster dequantized
+    READS_QUANTIZED_PAGES: bool  # attention reads them as they are, about as fast as others
     HOLDS_SCORES: bool  # attention of prompts holds a number for each query and key, as the reference's does
 
     def prepare_dense(self, weight: Tensor, device: device, dtype: dtype) -> Matrix:

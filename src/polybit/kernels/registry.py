@@ -96,7 +96,7 @@ def _default(device: torch.device) -> Backend:
             backend = load_backend(name)
         except KernelError as error:
             if torch.version.hip is None or name != "cuda":
-                log.warning("%s", error)
+                log.warning("%s; until then a slower backend serves", error)
             continue
         if name == "cuda" and _capability(device) < OLDEST_CARD:
             log.warning("%s is too old for backend 'cuda', which needs compute capability %d.%d", device, *OLDEST_CARD)

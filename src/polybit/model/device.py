@@ -50,7 +50,9 @@ def use_threads(count: int | None) -> None:
     """Threads of torch on the CPU, and of kernels, which follow it. None: no more than there are physical cores."""
     if count is not None and count < 1:
         raise ConfigError(f"threads is {count}, expected at least 1")
-    most = psutil.cpu_count(logical=False) or torch.get_num_threads()
+    most, cores = psutil.cpu_count(logical=False) or torch.get_num_threads(), psutil.cpu_count(logical=True) or 1
+    if count is not None and count > cores:
+        log.warning("threads is %d, on %d cores: they wait for each other; %d are faster", count, cores, cores)
     torch.set_num_threads(count or min(torch.get_num_threads(), most))
 
 

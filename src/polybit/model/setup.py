@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from polybit.amounts import gibibytes
-from polybit.kernels.pages import KVBits, read_bits
+from polybit.kernels.pages import FULL, KVBits, read_bits
 from polybit.kernels.protocol import Backend
 from polybit.kernels.registry import get_backend
 from polybit.model.device import choose_dtype
@@ -50,6 +50,9 @@ def tell(setup: Setup, source: ModelSource) -> None:
     plan = setup.plan
     held = "are held dequantized" if setup.unpacked else "are held packed"
     log.info("weights %s", held if is_quantized(source) else "are not quantized")
+    if setup.cache != FULL and not setup.backend.READS_QUANTIZED_PAGES:
+        log.warning("backend '%s' dequantizes the quantized cache at every step: it saves memory and takes time; "
+                    "cache fp16 is faster where it fits", setup.backend.NAME)  # fmt: skip
     for share in plan.shares:
         log.info(
             "%s: layers %d-%d, weights %s, cache %s, work space %s, of %s free",

@@ -100,6 +100,16 @@ class TestThreads:
         this_machine(LoadOptions(device="cpu"))
         assert torch.get_num_threads() == 2
 
+    def test_more_than_cores_are_said_to_be_slow(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("psutil.cpu_count", lambda logical: 2)
+        for threads in (2, 5):
+            this_machine(LoadOptions(device="cpu", threads=threads))
+        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+            "threads is 5, on 2 cores: they wait for each other; 2 are faster"
+        ]
+
     def test_none_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"^threads is 0, expected at least 1$"):
             this_machine(LoadOptions(device="cpu", threads=0))

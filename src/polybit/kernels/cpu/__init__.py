@@ -22,6 +22,7 @@ __all__ = [
     "NAME",
     "NATIVE_OPS",
     "READS_PACKED",
+    "READS_QUANTIZED_PAGES",
     "activate",
     "attention",
     "decode_attention",
@@ -46,6 +47,7 @@ NAME = "cpu"
 DEVICES = frozenset({"cpu"})
 KEPT_BYTES = 0
 READS_PACKED = frozenset({"exl2"})
+READS_QUANTIZED_PAGES = False
 HOLDS_SCORES = True
 NATIVE_OPS = frozenset(
     {

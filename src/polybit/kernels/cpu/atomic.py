@@ -38,7 +38,7 @@ def exchange(typing, array, index, value):  # type: ignore[no-untyped-def]
 
 @emitted
 def take_next(typing, array, index):  # type: ignore[no-untyped-def]
-    """-> what it was, one less than it is then: for threads that each take the next piece of work."""
+    """-> what it was before one is added: for threads that each take the next piece of work."""
 
     def emit(context: Any, b: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
         return b.atomic_rmw("add", _place(context, b, signature, arguments), ir.Constant(ir.IntType(64), 1), "seq_cst")

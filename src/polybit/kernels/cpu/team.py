@@ -6,6 +6,7 @@ as long as a product of a megabyte.
 """
 
 import atexit
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 from polybit.kernels.cpu.atomic import exchange, read, replace, take_next
 from polybit.kernels.cpu.inner import emitted
+
+log = logging.getLogger(__name__)
 
 LINE = 8  # int64 in a line of the caches, which cores do not share
 TICKETS, LEFT, CALLS, LIMIT = (LINE * i for i in range(4))
@@ -39,9 +42,10 @@ class Team:
 
     def __init__(self) -> None:
         self.turn = threading.Lock()  # in a `with` of its own: whatever interrupts there, others get theirs
-        self._board = np.zeros(4 * LINE, np.int64)
+        self._board = _empty_board()
         self._awake = threading.Event()
         self._ends = False
+        self._is_complete = False  # the system gives no more threads
         self._threads = list[threading.Thread]()
         atexit.register(self.end)
         if hasattr(os, "register_at_fork"):
@@ -55,13 +59,22 @@ class Team:
         return self._board, count
 
     def _wake(self, count: int) -> None:
-        while len(self._threads) < count - 1 and not self._ends:
-            thread = threading.Thread(target=self._help, name="polybit-kernels", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        while len(self._threads) < count - 1 and not (self._ends or self._is_complete):
+            self._add()
         self._board[CALLS] += 1
         if not self._awake.is_set():
             self._awake.set()
+
+    def _add(self) -> None:
+        thread = threading.Thread(target=self._help, name="polybit-kernels", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._is_complete = True
+            log.warning("%d threads compute, not more: %s; see ulimit -u, or ask for fewer (--threads)",
+                        len(self._threads) + 1, error)  # fmt: skip
+            return
+        self._threads.append(thread)
 
     def _help(self) -> None:
         job = 0
@@ -72,16 +85,22 @@ class Team:
                 self._awake.wait()
 
     def _begin_anew(self) -> None:
-        """A forked process has none of the threads, and the lock as it was at that moment."""
+        """A forked process has none of the threads, and lock and board as they were at that moment."""
         self.turn, self._awake, self._threads = threading.Lock(), threading.Event(), []
+        self._board = _empty_board()
 
     def end(self) -> None:
         """Before the code that threads run is gone."""
         with self.turn:
             self._ends = True
-            self._awake.set()
             for thread in self._threads:
-                thread.join()
+                while thread.is_alive():
+                    self._awake.set()  # again, for another that falls asleep may just have cleared it
+                    thread.join(0.01)
+
+
+def _empty_board() -> Board:
+    return np.zeros(4 * LINE, np.int64)
 
 
 team = Team()

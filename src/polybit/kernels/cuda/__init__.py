@@ -33,6 +33,7 @@ __all__ = [
     "NAME",
     "NATIVE_OPS",
     "READS_PACKED",
+    "READS_QUANTIZED_PAGES",
     "activate",
     "attention",
     "decode_attention",
@@ -57,5 +58,6 @@ NAME = "cuda"
 DEVICES = frozenset({"cuda"})
 KEPT_BYTES = 49 << 20  # sums of thread blocks, on up to 192 multiprocessors
 READS_PACKED = frozenset({"exl2", "gptq"})
+READS_QUANTIZED_PAGES = True
 HOLDS_SCORES = False
 NATIVE_OPS = frozenset({"dequantize", "gated_matmul", "matmul", "norm_matmul"})

@@ -24,6 +24,7 @@ __all__ = [
     "NAME",
     "NATIVE_OPS",
     "READS_PACKED",
+    "READS_QUANTIZED_PAGES",
     "activate",
     "attention",
     "decode_attention",
@@ -48,6 +49,7 @@ NAME = "reference"
 DEVICES = frozenset({"cpu", "cuda", "mps"})
 KEPT_BYTES = 0
 READS_PACKED: frozenset[str] = frozenset()
+READS_QUANTIZED_PAGES = False
 HOLDS_SCORES = True
 NATIVE_OPS = frozenset(
     {

@@ -27,6 +27,7 @@ __all__ = [
     "NAME",
     "NATIVE_OPS",
     "READS_PACKED",
+    "READS_QUANTIZED_PAGES",
     "activate",
     "attention",
     "decode_attention",
@@ -51,6 +52,7 @@ NAME = "triton"
 DEVICES = frozenset({"cuda", "cpu"} if knobs.runtime.interpret else {"cuda"})
 KEPT_BYTES = 1 << 20  # counters of parts of a sum
 READS_PACKED = frozenset({"exl2", "gptq"})
+READS_QUANTIZED_PAGES = True
 HOLDS_SCORES = False
 NATIVE_OPS = frozenset(
     {
