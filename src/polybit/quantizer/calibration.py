@@ -63,7 +63,7 @@ def _default(shape: Shape, encode: Encode, write: Write | None) -> Calibration:
     own_rows = 0 if write is None else (shape.rows - random_rows) // OWN_SHARE
     stream, composition = _from_machine((shape.rows - random_rows - own_rows) * width, encode)
     if write is not None and own_rows:
-        stream += _written(write, stream, own_rows * width, shape.vocab_size)
+        stream += _written(write, own_rows * width, shape.vocab_size)
         composition["the model's own"] = own_rows * width
     return _finish(stream, composition, random_rows, DEFAULT_NAME, shape)
 
@@ -78,11 +78,11 @@ def _from_machine(needed: int, encode: Encode) -> tuple[list[int], dict[str, int
     raise _too_little("the Python installation and its packages", len(stream), needed)
 
 
-def _written(write: Write, stream: list[int], needed: int, vocab_size: int) -> list[int]:
-    """Passages that begin with tokens spread evenly over the stream."""
+def _written(write: Write, needed: int, vocab_size: int) -> list[int]:
+    """Passages that begin with any tokens: begun with words of the machine's text they would be about the same."""
     count = -(-needed // PASSAGE)
-    starts = torch.tensor([stream[i * len(stream) // count] for i in range(count)])
-    found: list[int] = write(starts.where(starts < vocab_size, 0), PASSAGE).flatten()[:needed].tolist()
+    starts = torch.randint(vocab_size, (count,), generator=torch.Generator().manual_seed(0))
+    found: list[int] = write(starts, PASSAGE).flatten()[:needed].tolist()
     return found
 
 

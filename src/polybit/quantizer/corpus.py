@@ -1,6 +1,6 @@
-"""Text that any machine with Python holds, for calibration without a download: documentation first, then code.
+"""Text for calibration without a download: some prose of our own, then what any machine with Python holds.
 
-Nothing is bundled. What is found depends on the machine's Python and packages, and is the same at every run there.
+What is found depends on the machine's Python and packages, and is the same at every run there.
 """
 
 import ast
@@ -8,12 +8,18 @@ import importlib.metadata
 import random
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
 MIN_CHARACTERS = 600  # shorter documents are mostly titles and badges
 
 Name = TypeVar("Name", str, Path)
+
+
+def prose() -> Iterator[str]:
+    """Passages written for this purpose, of the kinds that a machine lacks: encyclopedia, news, stories, advice."""
+    yield from files(__package__).joinpath("prose.txt").read_text(encoding="utf-8").split("\n\n")
 
 
 def language_reference() -> Iterator[str]:
@@ -65,6 +71,7 @@ def _modules(seed: int) -> Iterator[str]:
 
 # Each kind of text as config.json names it, and its weight; code comes last and makes up for what the others lack.
 SOURCES: Mapping[str, tuple[int, Callable[[], Iterator[str]]]] = {
+    "prose": (20, prose),
     "language reference": (5, language_reference),
     "package descriptions": (5, package_descriptions),
     "docstrings": (3, docstrings),

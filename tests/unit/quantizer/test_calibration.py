@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,7 +169,15 @@ def test_the_default_is_the_same_at_every_run_and_says_what_it_is() -> None:
     composition = first.record["tokens_by_source"]
     assert sum(composition.values()) == 16 * 64
     assert composition["random tokens"] == 64
+    assert composition["prose"] == math.ceil((16 - 1) * 64 * 20 / 35)
     assert composition["language reference"] + composition["package descriptions"] > composition["source code"]
+
+
+def test_prose_is_used_once_and_other_text_makes_up_for_it() -> None:
+    found = read_calibration(None, Shape(rows=64, length=512, vocab_size=256), encode).record["tokens_by_source"]
+    text = "\n".join(corpus.prose())
+    assert 0 < found["prose"] <= len(text.encode())
+    assert found["language reference"] > found["prose"]
 
 
 def test_what_one_source_lacks_the_next_ones_give(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +207,9 @@ def test_half_of_the_default_is_what_the_model_writes() -> None:
     found = read_calibration(None, Shape(rows=16, length=64, vocab_size=256), encode, write)
     ((starts, length),) = asked
     assert len(starts) * length >= 7 * 64
-    assert set(starts.tolist()) <= set(found.tokens[:8].flatten().tolist())
+    assert (starts >= 0).all()
+    assert (starts < 256).all()
+    assert len(starts.unique()) > 1
     assert (found.tokens[8:15] == 9).all()
     assert (found.tokens[:8] != 9).any(1).all()
     assert found.record["tokens_by_source"]["the model's own"] == 7 * 64
