@@ -45,7 +45,7 @@ class Calibration:
 
 
 def read_calibration(dataset: str | None, shape: Shape, encode: Encode, write: Write | None = None) -> Calibration:
-    """Rows from `dataset` (see datasets.documents), or where it is None from the machine's own text and the model's.
+    """Rows from `dataset` (see datasets.documents), or where it is None prose of ours, the machine's text and the model's own.
 
     write: None where the model cannot write. CalibrationError: not found, unreadable, or too little text.
     """

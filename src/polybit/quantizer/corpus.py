@@ -71,7 +71,7 @@ def _modules(seed: int) -> Iterator[str]:
 
 # Each kind of text as config.json names it, and its weight; code comes last and makes up for what the others lack.
 SOURCES: Mapping[str, tuple[int, Callable[[], Iterator[str]]]] = {
-    "prose": (20, prose),
+    "prose": (30, prose),
     "language reference": (5, language_reference),
     "package descriptions": (5, package_descriptions),
     "docstrings": (3, docstrings),

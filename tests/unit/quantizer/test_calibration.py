@@ -169,7 +169,7 @@ def test_the_default_is_the_same_at_every_run_and_says_what_it_is() -> None:
     composition = first.record["tokens_by_source"]
     assert sum(composition.values()) == 16 * 64
     assert composition["random tokens"] == 64
-    assert composition["prose"] == math.ceil((16 - 1) * 64 * 20 / 35)
+    assert composition["prose"] == math.ceil((16 - 1) * 64 * 30 / 45)
     assert composition["language reference"] + composition["package descriptions"] > composition["source code"]
 
 
