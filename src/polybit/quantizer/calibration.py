@@ -45,7 +45,7 @@ class Calibration:
 
 
 def read_calibration(dataset: str | None, shape: Shape, encode: Encode, write: Write | None = None) -> Calibration:
-    """Rows from `dataset` (see datasets.documents), or where it is None prose of ours, the machine's text and the model's own.
+    """Rows from `dataset` (see datasets.documents); where it is None, of the texts in docs/calibration.md.
 
     write: None where the model cannot write. CalibrationError: not found, unreadable, or too little text.
     """
