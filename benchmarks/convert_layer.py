@@ -113,16 +113,16 @@ class Conversion:
         self.options[:0] = options
         return gradient
 
-    def quantize(self, layer: int, x: Tensor) -> Tensor:
+    def quantize(self, layer: int, states: Tensor) -> Tensor:
         slots = slots_of(self.bench.source.spec.blocks[layer])
         chosen = [
             min(options, key=lambda option: abs(option.num_bits - self.bits * slot.num_weights)).sets
             for slot, options in zip(slots, self.options[2 * layer : 2 * layer + 2], strict=True)
         ]
         sensitivities = kept_sensitivities(self.job, layer, self.bench.device)
-        x, errors = passes.quantize_layer(self.bench, self.job, layer, x, chosen, sensitivities)
+        states, errors = passes.quantize_layer(self.bench, self.job, layer, states, chosen, sensitivities)
         self.errors |= errors
-        return x
+        return states
 
 
 def open_conversion(model: Path, device: torch.device, rounding: Rounding, bits: float) -> Conversion:
@@ -188,7 +188,7 @@ def convert(conversion: Conversion, x: Tensor) -> Conversion:
     """One layer through all stages."""
     last = conversion.forward(0, x)
     conversion.back(0, passes.loss_gradient(conversion.bench, last, lambda done, total: None))
-    conversion.quantize(0, x)
+    conversion.quantize(0, torch.stack([x, x]))
     return conversion
 
 

@@ -88,6 +88,7 @@ VARIANTS: Mapping[str, Variant] = {
     "all tokens and columns alike": Variant(LOSS, changed=alike),
     "the original's scales": Variant(LOSS, changed=searched),
     "matrices of a module at once": Variant(LOSS, changed=at_once),
+    "errors of inputs not made up for": Variant(replace(LOSS, correction=0.0)),
     "no sweeps": Variant(replace(LOSS, sweeps=0)),
     "correlations trusted fully": Variant(replace(LOSS, shrinkage=0.0)),
     "damping of the original": Variant(replace(LOSS, damping=ORIGINAL.damping)),

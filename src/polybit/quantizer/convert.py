@@ -318,20 +318,24 @@ class Conversion:
         chosen = self.choose(self.target)
         log.info("allocated %.4f bits per weight of %g", self.bits(chosen), self.target.bits)
 
-        def step(layer: int, x: Tensor) -> Tensor:
+        def step(layer: int, states: Tensor) -> Tensor:
             pair = [option.sets for option in chosen[2 * layer : 2 * layer + 2]]
             sensitivities = self.sensitivities(layer)
-            x, errors = quantize_layer(self.bench, self.job, layer, x, pair, sensitivities)
+            states, errors = quantize_layer(self.bench, self.job, layer, states, pair, sensitivities)
             self.job.keep_json(_errors_name(self.job.progress.model, layer), errors)
             self.tell("quantize", layer + 1, self.num_layers)
-            return x
+            return states
 
-        self.job.through_layers("quantize", self.num_layers, lambda: self.bench.embed(self.tokens), step)
+        def start() -> Tensor:
+            states = self.bench.embed(self.tokens)
+            return torch.stack([states, states])
+
+        self.job.through_layers("quantize", self.num_layers, start, step)
         self.job.next_stage()
 
     def quantize_head(self) -> None:
         self.tell("head", 0, 1)
-        states = self.job.last_states("quantize", self.num_layers)
+        states, _ = self.job.last_states("quantize", self.num_layers)
         quantize_head(self.bench, self.job, states, self.options.head_bits)
         self.tell("head", 1, 1)
         self.job.next_stage()

@@ -14,7 +14,7 @@ SOLVED_AT_ONCE = 512  # rows: enough for a GPU, few enough that nearly all work 
 
 
 class Hessian:
-    """Sum of w x^T x over tokens x of weight w, in fp32."""
+    """Sum of w x^T x over tokens x of weight w, in fp32; or of w x^T y, where each x comes with a y."""
 
     def __init__(self, features: int, device: torch.device, token_weights: Tensor | None = None) -> None:
         """token_weights [T]: of all tokens that will be added, in their order; None: one each."""
@@ -22,12 +22,12 @@ class Hessian:
         self._sum = torch.zeros(features, features, dtype=torch.float32, device=device)
         self.num_tokens = 0
 
-    def add(self, x: Tensor) -> None:
-        """x [T, K]"""
+    def add(self, x: Tensor, y: Tensor | None = None) -> None:
+        """x and y [T, K]"""
         x = x.float()
         seen = slice(self.num_tokens, self.num_tokens + len(x))
         weighted = x if self._weights is None else x * self._weights[seen, None]
-        self._sum.addmm_(weighted.T, x)
+        self._sum.addmm_(weighted.T, x if y is None else y)
         self.num_tokens += len(x)
 
     def mean(self, num_rows: int) -> Tensor:
@@ -65,6 +65,12 @@ class Factor:
     def row_weights(self) -> Tensor:
         """[K]: what a squared error of each row costs, once feedback has made up for it as far as it can."""
         return self.upper.diagonal().square().reciprocal()
+
+    def solve(self, y: Tensor) -> Tensor:
+        """The inverse of the damped H times y, [K, N]."""
+        solved = torch.empty_like(y)
+        solved[self.perm] = self.upper.T @ (self.upper @ y[self.perm])
+        return solved
 
     def to(self, device: torch.device) -> "Factor":
         return Factor(self.perm.to(device), self.upper.to(device))

@@ -18,7 +18,7 @@ from polybit.errors import JobError
 from polybit.format.files import atomic_write_json
 from polybit.quantizer.kept import corrupt, read_json, read_tensors, write_json, write_tensors
 
-VERSION = 2
+VERSION = 3
 STAGES = ("forward", "backward", "measure", "quantize", "head", "tune", "write", "test")  # not all in every job
 CHECKPOINT_SECONDS = 20.0
 

@@ -16,11 +16,12 @@ from polybit.quantizer.target import Target
 FLOAT = 4  # bytes of a number while it is computed with
 PROCESS_BYTES = 700 << 20  # what Python, torch and its libraries take
 PASS_STATES = 3  # numbers that a pass holds for each feature of each token: inputs, outputs, gradients
+PAIR_STATES = 6  # that quantizing holds: what quantized and unquantized layers are given, make, and both side by side
 HEAD_COPIES = 4  # the weights, those that replace them, and what rounding works on
-MATRIX_COPIES = 4
+MATRIX_COPIES = 5
 FACTOR_COPIES = 3  # of statistics: as they are trusted, and two that factorizing works on
 KEPT_FOR_GRADIENTS = 3  # numbers for each that a forward pass makes
-STATE_COPIES = 2  # of a pass: the last ones saved, and those that take their place
+STATE_COPIES = 4  # of quantizing: the last ones saved, and those that take their place
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,16 @@ def memory_needs(model: spec.Model, options: ConvertOptions) -> MemoryNeeds:
     helper = FLOAT * max(map(_matrix_numbers, model.linears))
     return MemoryNeeds(
         device=max(layers, head),
-        ram=PROCESS_BYTES + PASS_STATES * states + table,
-        resident=PASS_STATES * states if states <= RESIDENT_BYTES else 0,
+        ram=PROCESS_BYTES + PAIR_STATES * states + table,
+        resident=_resident(states),
         helper=helper,
     )
+
+
+def _resident(states: int) -> int:
+    if 2 * states <= RESIDENT_BYTES:
+        return PAIR_STATES * states
+    return PASS_STATES * states if states <= RESIDENT_BYTES else 0
 
 
 def _matrix_numbers(linear: spec.Linear) -> int:

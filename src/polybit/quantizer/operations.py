@@ -14,7 +14,7 @@ PRICING = 22_000  # for each weight: every width and a dozen scales tried on it
 ROUNDING = 8_000  # for each weight
 MEASURING = 100_000  # for each weight: nineteen options of gptq-v2 rounded
 FEEDBACK = 8  # for each weight and input feature: errors pushed on, and sweeps of descent over them
-VISITS = 2.25  # forward passes that quantizing a layer takes, parts of one counted as parts
+VISITS = 4.0  # forward passes that quantizing a layer takes, quantized and not, parts of one counted as parts
 WRITING = 2.0  # a token that the model writes takes as long as so many that it reads
 TESTED = 1000  # tokens that source and result are compared on, the sample counted as some
 OWN_TEXT_SHARE = 0.5  # of the rows, where no text is given
@@ -34,10 +34,10 @@ def operations(model: spec.Model, options: ConvertOptions) -> Mapping[str, float
         "loss": 4 * tokens * head,
         "backward": 2 * tokens * passing + statistics + PRICING * weights,
         "measure": 10 * measured * passing + MEASURING * weights,
-        "quantize": VISITS * tokens * passing + statistics + feedback + ROUNDING * weights,
+        "quantize": VISITS * tokens * passing + 2 * statistics + feedback + ROUNDING * weights,
         "test": 2 * TESTED * (passing + 2 * head),
         "head": (ROUNDING + FEEDBACK * model.hidden_size) * head + 2 * tokens * model.hidden_size**2,
-        "tune": tokens * ((1 + 2 * EPOCHS) * passing + 6 * EPOCHS * head),
+        "tune": EPOCHS * tokens * (2 * passing + 6 * head),
     }
 
 

@@ -69,22 +69,62 @@ class Part:
             for linear in heard.linears
             if linear is heard.linears[0] or linear.key in token_weights
         }
+        for rows in chunks(x):
+            for inputs in self._inputs(rows, heard):
+                for hessian in distinct.values():
+                    hessian.add(inputs)
+        means = {key: hessian.mean(len(x) * heard.num_passes) for key, hessian in distinct.items()}
+        return {linear.key: means.get(linear.key, means[heard.linears[0].key]) for linear in heard.linears}
+
+    def hear_drift(
+        self, x: Tensor, true: Tensor, heard: Input, token_weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The same and the drift of each matrix's inputs, [K, K]: the mean of w i^T (t - i), where i are its inputs for
+        x and the weights as they are now, and t those for `true` [R, L, E] and the unquantized weights.
+
+        token_weights [T] by key, of every matrix. Not for inputs that a router sends elsewhere.
+        """
+        sums = {
+            linear.key: [Hessian(linear.in_features, self.device, token_weights[linear.key]) for _ in range(2)]
+            for linear in heard.linears
+        }
+        for rows, true_rows in zip(chunks(x), chunks(true), strict=True):
+            (inputs,) = self._inputs(rows, heard)
+            with self._unquantized():
+                (wanted,) = self._inputs(true_rows, heard)
+            wanted -= inputs
+            for hessian, drift in sums.values():
+                hessian.add(inputs)
+                drift.add(inputs, wanted)
+        hessians, drifts = ({key: pair[i].mean(len(x)) for key, pair in sums.items()} for i in range(2))
+        return hessians, drifts
+
+    def _inputs(self, rows: Tensor, heard: Input) -> list[Tensor]:
+        """What reaches the matrices `heard.heard`, [T, K] each, for rows [R, L, E]."""
+        found = list[Tensor]()
 
         def listener(inputs: Tensor) -> None:
-            for hessian in distinct.values():
-                hessian.add(inputs)
+            found.append(inputs.clone())
             if len(heard.heard) == 1:
                 raise _HeardEnough
 
         for linear in heard.heard:
             self.probes[linear.key].listener = listener
-        for rows in chunks(x):
-            with suppress(_HeardEnough):
-                self.forward(rows.flatten(0, 1).to(self.device), *whole_rows(rows.shape[0], rows.shape[1], self.device))
+        with suppress(_HeardEnough):
+            self.forward(rows.flatten(0, 1).to(self.device), *whole_rows(rows.shape[0], rows.shape[1], self.device))
         for linear in heard.heard:
             self.probes[linear.key].listener = None
-        means = {key: hessian.mean(len(x) * heard.num_passes) for key, hessian in distinct.items()}
-        return {linear.key: means.get(linear.key, means[heard.linears[0].key]) for linear in heard.linears}
+        return found
+
+    @contextmanager
+    def _unquantized(self) -> Iterator[None]:
+        """For as long, every matrix as it was."""
+        now = {key: probe.weight for key, probe in self.probes.items()}
+        for probe in self.probes.values():
+            probe.weight = probe.original
+        yield
+        for key, probe in self.probes.items():
+            probe.weight = now[key]
 
     @contextmanager
     def _listening(self) -> Iterator[list[Hessian]]:

@@ -30,6 +30,7 @@ from polybit.quantizer.pricing import Table, block_costs, options_of, set_within
 from polybit.quantizer.probe import Probe, ProbeWeights, in_half
 from polybit.quantizer.progress import Advance
 from polybit.quantizer.sensitivity import Echo, Sensitivity, backward, head_gradient
+from polybit.quantizer.slots import Input
 from polybit.quantizer.spread import Work, spread
 from polybit.quantizer.stored import head_weight
 
@@ -83,10 +84,24 @@ class Workbench:
         """weight [K, N], trusted [K, K], columns [N] -> what its blocks cost at every width."""
         return block_costs(weight, weigh_rows(trusted, self.method.damping, where), columns, self.rounding)
 
-    def round(self, weight: Tensor, trusted: Tensor, layout: Layout, columns: Tensor, where: str) -> Quantized:
-        """A method by loss on one matrix. The factor, as large as `trusted`, is gone before descent begins."""
-        damping = self.method.damping
-        fed_back = quantize_fitted(weight, factorize(trusted, damping, where), layout, columns, self.rounding)
+    def round(
+        self,
+        weight: Tensor,
+        trusted: Tensor,
+        layout: Layout,
+        columns: Tensor,
+        where: str,
+        missing: Tensor | None = None,
+    ) -> Quantized:
+        """A method by loss on one matrix [K, N], whose outputs miss something for its inputs have drifted.
+
+        missing [K, N]: the moments of the inputs with that.
+        """
+        factor = factorize(trusted, self.method.damping, where)
+        if missing is not None:
+            weight = weight + factor.solve(missing).mul_(self.method.correction)
+        fed_back = quantize_fitted(weight, factor, layout, columns, self.rounding)
+        del factor  # as large as `trusted`
         return descend(fed_back, weight, trusted, self.method.sweeps, self.rounding)
 
 
@@ -140,33 +155,36 @@ def quantize_layer(
     bench: Workbench,
     job: Job,
     layer: int,
-    x: Tensor,
+    states: Tensor,
     chosen: Sequence[Option],
     sensitivities: Mapping[str, Sensitivity],
 ) -> tuple[Tensor, dict[str, float]]:
-    """Quantize a layer on the outputs x [R, L, E] of the quantized layers before it, with one option for each part.
+    """Quantize a layer on the outputs of the quantized layers before it, with one option for each part.
 
-    Keeps the matrices in the job. Returns the quantized layer's output, and the relative error of each part by name,
-    on some of the rows.
+    states [2, R, L, E]: these outputs, and beside them those of the unquantized layers.
+    Keeps the matrices in the job. Returns the same of this layer, and the relative error of each part by name, on some
+    of the rows.
     A method by loss wants the sensitivity of every matrix by its key.
     """
     options, errors = iter(chosen), dict[str, float]()
 
-    def visit(part: Part, part_input: Tensor) -> Tensor:
+    def visit(part: Part, inputs: Tensor) -> Tensor:
+        x, true = inputs
         option, judged = next(options), slice(None, None, -(-len(x) // JUDGED_ROWS))
+        true_output = part(true)
         if bench.method.by_loss:
-            wanted = part(part_input[judged])
-            found = _in_order(bench, job, part, part_input, option, sensitivities)
+            wanted = part(x[judged])
+            found = _in_order(bench, job, part, inputs, option, sensitivities)
         else:
-            outputs, factors = part.run_and_factorize(part_input)
+            outputs, factors = part.run_and_factorize(x)
             wanted, found = outputs[judged], _at_once(bench, job, part, option, factors)
         for key, dense in found:
             part.probes[key].weight = dense
-        output = part(part_input)
+        output = part(x)
         errors[part.slot.name] = relative_error(output[judged], wanted)
-        return output
+        return torch.stack([output, true_output])
 
-    return bench.open(layer).advance(x, visit), errors
+    return bench.open(layer).advance(states, visit), errors
 
 
 def _at_once(
@@ -189,22 +207,30 @@ def _round(bench: Workbench, job: Job, probe: Probe, factor: Factor, layout: Lay
 
 
 def _in_order(
-    bench: Workbench, job: Job, part: Part, x: Tensor, option: Option, sensitivities: Mapping[str, Sensitivity]
+    bench: Workbench, job: Job, part: Part, states: Tensor, option: Option, sensitivities: Mapping[str, Sensitivity]
 ) -> Iterator[tuple[str, Tensor]]:
     """The same by loss. Each input's statistics are taken when the matrices before it are quantized: the caller swaps
     them in."""
-    roles = {linear.key: role for role, linear in part.slot.linears}
+    (x, true), roles = states, {linear.key: role for role, linear in part.slot.linears}
     for heard in part.slot.inputs:
-        # Experts get other tokens once what comes before them is quantized, so theirs count alike.
-        weights = {} if heard.is_routed else {linear.key: sensitivities[linear.key].tokens for linear in heard.linears}
-        hessians = part.hear(x, heard, weights)
+        drifts = dict[str, Tensor]()
+        if heard.is_routed:  # to experts that get other tokens once what comes before them is quantized
+            hessians = part.hear(x, heard, {})
+        elif bench.method.correction:
+            hessians, drifts = part.hear_drift(x, true, heard, _token_weights(heard, sensitivities))
+        else:
+            hessians = part.hear(x, heard, _token_weights(heard, sensitivities))
         works = dict[str, Work[Tensor]]()
         for linear in heard.linears:
             probe, columns = part.probes[linear.key], sensitivities[linear.key].columns
             layout = option[roles[linear.key]].layout(linear.in_features)
-            run = partial(_round_by_loss, bench, job, probe, hessians, layout, columns)
+            run = partial(_round_by_loss, bench, job, probe, hessians, drifts, layout, columns)
             works[linear.key] = Work(probe.original.numel(), run)
         yield from spread(bench.devices, works)
+
+
+def _token_weights(heard: Input, sensitivities: Mapping[str, Sensitivity]) -> dict[str, Tensor]:
+    return {linear.key: sensitivities[linear.key].tokens for linear in heard.linears}
 
 
 def _round_by_loss(
@@ -212,14 +238,16 @@ def _round_by_loss(
     job: Job,
     probe: Probe,
     hessians: MutableMapping[str, Tensor],
+    drifts: MutableMapping[str, Tensor],
     layout: Layout,
     columns: Tensor,
     device: torch.device,
 ) -> Tensor:
-    """One matrix, whose Hessian is used up."""
-    key = probe.node.key
+    """One matrix, whose Hessian and drift are used up."""
+    key, weight = probe.node.key, probe.original.to(device)
+    missing = drifts.pop(key).to(device) @ weight if key in drifts else None
     trusted = bench.trust(hessians.pop(key).to(device))
-    quantized = bench.round(probe.original.to(device), trusted, layout, columns.to(device), key)
+    quantized = bench.round(weight, trusted, layout, columns.to(device), key, missing)
     keep(job, probe, quantized)
     return quantized.dense.to(bench.device)
 

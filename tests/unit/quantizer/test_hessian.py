@@ -13,6 +13,15 @@ def test_mean_is_over_rows_not_tokens() -> None:
     assert torch.equal(found.mean(num_rows=2), torch.tensor([[11.0, 14.0], [14.0, 21.0]]) / 2)
 
 
+def test_it_can_hold_moments_of_two() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y, weights = (torch.randn(shape, generator=generator) for shape in ((8, 3), (8, 3), (8,)))
+    found = Hessian(3, torch.device("cpu"), weights)
+    found.add(x[:5], y[:5])
+    found.add(x[5:], y[5:])
+    torch.testing.assert_close(found.mean(num_rows=2), torch.einsum("t,ti,tj->ij", weights, x, y) / 2)
+
+
 def test_without_tokens_it_is_the_identity() -> None:
     found = Hessian(3, torch.device("cpu"))
     assert torch.equal(found.mean(num_rows=2), torch.eye(3))
@@ -37,6 +46,14 @@ def test_upper_factors_the_damped_inverse() -> None:
     damped = h[factor.perm][:, factor.perm] + 0.12 * h.diagonal().mean() * torch.eye(16)
     torch.testing.assert_close(factor.upper.T @ factor.upper @ damped, torch.eye(16), rtol=0, atol=1e-4)
     assert torch.equal(factor.upper, factor.upper.triu())
+
+
+def test_it_solves_with_the_damped_h() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(shape, generator=generator) for shape in ((64, 16), (16, 5)))
+    h = x.T @ x
+    damped = h + 0.12 * h.diagonal().mean() * torch.eye(16)
+    torch.testing.assert_close(damped @ factorize(h, 0.12, "x").solve(y), y, rtol=0, atol=1e-4)
 
 
 def test_damping_accumulates_until_h_is_positive_definite() -> None:

@@ -43,11 +43,11 @@ def test_the_job_holds_states_first_and_one_model_s_matrices_then() -> None:
     few, many = (ConvertOptions(rows=rows, length=64, measure_rows=1, measure_length=64) for rows in (1, 100))
     states = 4 * 64 * 64
     larger = result_bytes(model(), 6.0, 6)
-    assert disk_needs(model(), few, targets(3.0, 6.0)).work == 2 * states + larger - PLAIN
-    assert disk_needs(model(), many, targets(3.0, 6.0)).work == 100 * states * (2 + 2)
+    assert disk_needs(model(), few, targets(3.0, 6.0)).work == 4 * states + larger - PLAIN
+    assert disk_needs(model(), many, targets(3.0, 6.0)).work == 100 * states * (4 + 2)
     assert disk_needs(model(), few, targets(3.0, 6.0)).results == (result_bytes(model(), 3.0, 6), larger)
     measuring = disk_needs(model(), replace(few, measure_only=True), targets(3.0, 6.0))
-    assert (measuring.results, measuring.work) == ((), (2 + 2) * states)
+    assert (measuring.results, measuring.work) == ((), (4 + 2) * states)
 
 
 def test_a_forward_pass_is_two_operations_a_weight_and_token() -> None:
@@ -83,9 +83,10 @@ def test_the_stages_are_those_of_the_job(options: ConvertOptions, stages: set[st
 
 def test_memory_grows_with_what_it_holds() -> None:
     small = memory_needs(model(), ConvertOptions())
-    assert memory_needs(model(), ConvertOptions(rows=32)).ram - small.ram == 3 * 4 * 16 * 512 * 64
-    assert small.resident == 3 * 4 * 16 * 512 * 64
+    assert memory_needs(model(), ConvertOptions(rows=32)).ram - small.ram == 6 * 4 * 16 * 512 * 64
+    assert small.resident == 6 * 4 * 16 * 512 * 64
+    assert memory_needs(model(), ConvertOptions(rows=3000)).resident == 3 * 4 * 3000 * 512 * 64  # no pairs of 786 MB
     assert memory_needs(model(), ConvertOptions(rows=5000)).resident == 0  # states of 655 MB stay in RAM
-    assert small.helper == 4 * (5 * 96 * 64 + 3 * 96**2)  # of the matrix with the most inputs
+    assert small.helper == 4 * (6 * 96 * 64 + 3 * 96**2)  # of the matrix with the most inputs
     assert memory_needs(model(num_hidden_layers=9), ConvertOptions()) == small  # one layer at a time
     assert memory_needs(model(intermediate_size=9600), ConvertOptions()).device > 50 * small.device / 3
