@@ -6,7 +6,6 @@ quantized model and the gradient back.
 """
 
 import logging
-from collections.abc import Callable
 from math import cos, pi
 
 import torch
@@ -20,7 +19,7 @@ from polybit.quantizer.tunable_model import TunableModel
 log = logging.getLogger(__name__)
 
 EPOCHS = 3
-RATE = 3e-3  # of a number's size, a step
+RATE = 6e-3  # of a number's size, a step, times the root of the divergence
 WARM_UP = 4  # steps
 DECAY = 0.9, 0.99  # of the gradient's mean and of its mean square (Adam, arXiv 1412.6980)
 WANTED = "tune-wanted"  # name of a kept file
@@ -28,10 +27,10 @@ WANTED = "tune-wanted"  # name of a kept file
 
 def tune(bench: Workbench, job: Job, tokens: Tensor, advance: Advance) -> dict[str, Tensor]:
     """tokens [R, L] -> the tuned tensors by name (TunableWeights.stored). Goes on where the job stopped."""
-    given, num_layers, num_steps = bench.embed(tokens), len(bench.source.spec.blocks), EPOCHS * len(tokens)
+    given, num_steps = bench.embed(tokens), EPOCHS * len(tokens)
     if job.progress.layer == 0:
-        wanted = last_states(bench, given, lambda layer: advance(layer + 1, num_layers + num_steps))
-        job.keep_tensors(WANTED, {"states": wanted})
+        _, true = job.last_states("quantize", len(bench.source.spec.blocks))
+        job.keep_tensors(WANTED, {"states": true.contiguous()})
     wanted, model = job.kept_tensors(WANTED)["states"], TunableModel(bench, job)
     course, divergences = torch.cat([_order(epoch, len(tokens)) for epoch in range(EPOCHS)]), list[float]()
 
@@ -40,8 +39,8 @@ def tune(bench: Workbench, job: Job, tokens: Tensor, advance: Advance) -> dict[s
         row = int(course[index])
         divergence, gradient = model.gradient(given[row], wanted[row])
         divergences.append(divergence)
-        advance(num_layers + index + 1, num_layers + num_steps)
-        return descend(state, gradient, model.sizes, index, num_steps)
+        advance(index + 1, num_steps)
+        return descend(state, gradient, divergence, model.sizes, index, num_steps)
 
     state = job.through_layers("tune", num_steps, lambda: _start(model), step)
     model.load(state[0])
@@ -51,16 +50,17 @@ def tune(bench: Workbench, job: Job, tokens: Tensor, advance: Advance) -> dict[s
     return model.weights.stored()
 
 
-def descend(state: Tensor, gradient: Tensor, sizes: Tensor, index: int, num_steps: int) -> Tensor:
+def descend(state: Tensor, gradient: Tensor, divergence: float, sizes: Tensor, index: int, num_steps: int) -> Tensor:
     """state [3, P]: values, and the running means of the gradient and of its square, as after step `index`.
 
-    gradient [P] is by shares of the values' sizes [P]; a step is such a share.
+    gradient [P] is by shares of the values' sizes [P]; a step is such a share. Divergence grows with the square of an
+    error, so steps as large as its root stay in proportion to what is left to mend, at 2 bits and at 6.
     """
     values, mean, square = state
     mean = torch.lerp(gradient, mean, DECAY[0])
     square = torch.lerp(gradient.square(), square, DECAY[1])
     towards = mean / (1 - DECAY[0] ** (index + 1)) / (square / (1 - DECAY[1] ** (index + 1))).sqrt().clamp_min(1e-30)
-    rate = RATE * min(1.0, (index + 1) / WARM_UP) * (1 + cos(pi * index / num_steps)) / 2
+    rate = RATE * divergence**0.5 * min(1.0, (index + 1) / WARM_UP) * (1 + cos(pi * index / num_steps)) / 2
     return torch.stack([values - rate * sizes * towards, mean, square])
 
 
@@ -70,11 +70,3 @@ def _start(model: TunableModel) -> Tensor:
 
 def _order(epoch: int, rows: int) -> Tensor:
     return torch.randperm(rows, generator=torch.Generator().manual_seed(epoch))
-
-
-def last_states(bench: Workbench, x: Tensor, opened: Callable[[int], None]) -> Tensor:
-    """x [R, L, E] before the first layer -> what the unquantized layers make of it, [R, L, E]."""
-    for layer in range(len(bench.source.spec.blocks)):
-        x = bench.open(layer).advance(x, lambda part, part_input: part(part_input))
-        opened(layer)
-    return x
