@@ -265,6 +265,7 @@ FOLLOWED: tuple[tuple[Any, str, str], ...] = (
     (passes, "open_block", "weights read"),
     (Part, "__call__", "layer run"),
     (Part, "hear", "Hessians of the quantized path"),
+    (Part, "hear_drift", "Hessians and drifts of the quantized path"),
     (passes, "backward", "gradients and their Hessians"),
     (passes, "factorize", "factorizations"),
     (passes, "weigh_rows", "factorizations"),
@@ -307,7 +308,7 @@ def measure(
     last = stage("forward", conversion.forward, order, x)
     gradient = passes.loss_gradient(conversion.bench, last, lambda done, total: None)
     stage("backward", conversion.back, order[::-1], gradient)
-    stage("quantize", conversion.quantize, order, x)
+    stage("quantize", conversion.quantize, order, torch.stack([x, x]))
     total = sum(stages.values())
     peak = max(clock.peak_gb.values())
     tell(f"total: {total:.2f} s a layer, at most {peak:.2f} GB of the device at once")

@@ -60,7 +60,8 @@ def descend(state: Tensor, gradient: Tensor, divergence: float, sizes: Tensor, i
     mean = torch.lerp(gradient, mean, DECAY[0])
     square = torch.lerp(gradient.square(), square, DECAY[1])
     towards = mean / (1 - DECAY[0] ** (index + 1)) / (square / (1 - DECAY[1] ** (index + 1))).sqrt().clamp_min(1e-30)
-    rate = RATE * divergence**0.5 * min(1.0, (index + 1) / WARM_UP) * (1 + cos(pi * index / num_steps)) / 2
+    left = max(divergence, 0.0) ** 0.5  # which rounding of sums may take below nothing
+    rate = RATE * left * min(1.0, (index + 1) / WARM_UP) * (1 + cos(pi * index / num_steps)) / 2
     return torch.stack([values - rate * sizes * towards, mean, square])
 
 

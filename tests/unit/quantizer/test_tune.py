@@ -155,6 +155,20 @@ def test_the_divergence_falls(family: str, kept: Kept, text: Path, tmp_path: Pat
     assert len(unchanged) < 0.1 * len(found)  # a maximum of a matrix of one group may end within its fp16
 
 
+def test_steps_are_in_proportion_to_what_is_left() -> None:
+    state, gradient, sizes = (
+        torch.stack([torch.ones(3), *torch.zeros(2, 3)]),
+        torch.tensor([1.0, -2, 0.5]),
+        torch.ones(3),
+    )
+    large, small, none = (
+        1 - tune.descend(state, gradient, divergence, sizes, 5, 9)[0] for divergence in (0.16, 0.01, -1e-9)
+    )
+    torch.testing.assert_close(large, 4 * small, rtol=1e-3, atol=0)
+    assert (small.sign() == gradient.sign()).all()
+    assert not none.any()
+
+
 def unquantized(job: Job, model: TunableModel) -> Tensor:
     """What the unquantized layers made of the calibration rows."""
     return job.last_states("quantize", len(model._bench.source.spec.blocks))[1]
