@@ -91,7 +91,7 @@ def _check_definition(x: Tensor, pages: QuantizedPages, slots: Tensor) -> None:
 @pytest.mark.parametrize("case", PROMPTS.values(), ids=PROMPTS.keys())
 def test_attention(backend, device, dtype, random, case) -> None:
     """Pages in random order, and NaN where nobody wrote."""
-    k_pages, v_pages, table, rows = _filled(backend, device, dtype, random, case)
+    k_pages, v_pages, table, rows = filled(backend, device, dtype, random, case)
     q = [randn(random, dtype, new, case.heads[0], case.dim) for new, _ in case.sequences]
     actual = backend.attention(
         torch.cat(q).to(device),
@@ -106,7 +106,7 @@ def test_attention(backend, device, dtype, random, case) -> None:
         case.softcap,
     )
     assert actual.dtype == dtype
-    assert_close(actual, _mixed(case, q, k_pages, v_pages, rows), "attention")
+    assert_close(actual, mixed(case, q, k_pages, v_pages, rows), "attention")
 
 
 @pytest.mark.parametrize("case", STEPS.values(), ids=STEPS.keys())
@@ -120,7 +120,7 @@ def test_decode_attention_in_bfloat16(backend, device, random) -> None:
 
 
 def _check_step(backend, device, dtype, random, case) -> None:
-    k_pages, v_pages, table, rows = _filled(backend, device, dtype, random, case, but_last=True)
+    k_pages, v_pages, table, rows = filled(backend, device, dtype, random, case, but_last=True)
     count, lengths = len(rows), [old + 1 for _, old in case.sequences]
     q = randn(random, dtype, count, case.heads[0], case.dim)
     k, v = (randn(random, dtype, count, case.heads[1], case.dim) for _ in range(2))
@@ -158,10 +158,10 @@ def _check_step(backend, device, dtype, random, case) -> None:
         assert near <= 0.02  # rounding before the transform may move a code by one
     queries = list(turned_q.cpu().split(1))
     assert actual.dtype == dtype
-    assert_close(actual, _mixed(case, queries, k_pages, v_pages, rows), "attention")
+    assert_close(actual, mixed(case, queries, k_pages, v_pages, rows), "attention")
 
 
-def _filled(backend, device, dtype, random, case, but_last=False):
+def filled(backend, device, dtype, random, case, but_last=False):
     """Pages, page table, and the slots of each sequence's tokens; the last of which may be left unwritten."""
     lengths = [new + old for new, old in case.sequences]
     counts = [-(-length // case.page) for length in lengths]
@@ -192,7 +192,7 @@ def _numbers(pages) -> Tensor:
     return pages.cpu().double() if isinstance(pages, Tensor) else unpacked(pages)
 
 
-def _mixed(case: Case, queries: list[Tensor], k_pages, v_pages, rows: list[Tensor]) -> Tensor:
+def mixed(case: Case, queries: list[Tensor], k_pages, v_pages, rows: list[Tensor]) -> Tensor:
     """A loop over single queries, in float64."""
     keys, values = (_numbers(pages).flatten(0, 1) for pages in (k_pages, v_pages))
     out = []

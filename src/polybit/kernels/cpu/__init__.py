@@ -47,7 +47,7 @@ NAME = "cpu"
 DEVICES = frozenset({"cpu"})
 KEPT_BYTES = 0
 READS_PACKED = frozenset({"exl2"})
-READS_QUANTIZED_PAGES = False
+READS_QUANTIZED_PAGES = True
 HOLDS_SCORES = True
 NATIVE_OPS = frozenset(
     {

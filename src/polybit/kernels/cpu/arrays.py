@@ -4,26 +4,19 @@ A call of torch takes some microseconds however little there is to do, and a dec
 the other cores, which is worth it from FEW numbers on. A row's result is the same either way.
 """
 
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polybit.kernels.pages import Pages
-
 Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
 FEW = 1 << 15  # numbers
 
 
 def is_small(x: Tensor) -> bool:
     return x.numel() <= FEW
-
-
-def is_plain(pages: Pages) -> TypeGuard[Tensor]:
-    """Neither quantized nor of 16 bits, and one stretch of memory."""
-    return isinstance(pages, Tensor) and pages.dtype == torch.float32 and pages.is_contiguous()
 
 
 def array(x: Tensor) -> NDArray[Any]:

@@ -8,17 +8,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polybit.kernels import reference
-from polybit.kernels.cpu.arrays import Floats, array, is_plain
+from polybit.kernels.cpu.arrays import Floats, Ints, array
 from polybit.kernels.cpu.atomic import take_next
 from polybit.kernels.cpu.exponential import exponentials
 from polybit.kernels.cpu.inner import inner
+from polybit.kernels.cpu.rows import (
+    Rows,
+    Shape,
+    are_served,
+    locate,
+    read_rows,
+    rows_of,
+    shape_of,
+    turn_back,
+    turned_for,
+)
 from polybit.kernels.cpu.team import Board, team, together
 from polybit.kernels.pages import Pages
 
 MAX_QUERIES = 4  # of a sequence; more are better served by products of torch
 FAR = 1 << 62
-
-Ints = NDArray[np.int32]
+AT_ONCE = 32  # keys or values
 
 
 def attention(
@@ -33,7 +43,7 @@ def attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    if q.dtype != torch.float32 or not (is_plain(k_pages) and is_plain(v_pages)):
+    if q.dtype != torch.float32 or not (are_served(k_pages) and are_served(v_pages)):
         return reference.attention(
             q, k_pages, v_pages, page_table, query_starts, lengths, max_queries, scale, window, softcap
         )
@@ -52,7 +62,7 @@ def attention(
 
 
 def _attend_few(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, query_starts: Tensor, lengths: Tensor,
+    q: Tensor, k_pages: Pages, v_pages: Pages, page_table: Tensor, query_starts: Tensor, lengths: Tensor,
     max_queries: int, scale: float, window: int | None, softcap: float | None,
 ) -> Tensor:  # fmt: skip
     """Of sequences with at most MAX_QUERIES each, whose results do not depend on what else is in the batch."""
@@ -61,20 +71,21 @@ def _attend_few(
     span, cap = FAR if window is None else window, np.float32(softcap or 0)
     with team.turn:
         _attend(
-            array(q), array(k_pages), array(v_pages), *tables, np.float32(scale), span, cap, *team.call(), out.numpy()
-        )
+            array(q), rows_of(k_pages), rows_of(v_pages), shape_of(k_pages), *tables, np.float32(scale), span, cap,
+            *team.call(), out.numpy(),
+        )  # fmt: skip
     return out
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
 def _attend(
-    q: Floats, k_pages: Floats, v_pages: Floats, page_table: Ints, query_starts: Ints, lengths: Ints,
+    q: Floats, k_rows: Rows, v_rows: Rows, shape: Shape, page_table: Ints, query_starts: Ints, lengths: Ints,
     scale: np.float32, window: int, softcap: np.float32, board: Board, workers: int, out: Floats,
 ) -> None:  # fmt: skip
-    shared = q.shape[1] // k_pages.shape[2]
+    shared = q.shape[1] // shape[1]
     weights = np.empty((workers, shared * longest(lengths)), np.float32)
     taken = np.zeros(1, np.int64)
-    arguments = taken, q, k_pages, v_pages, page_table, query_starts, lengths, scale, window, softcap, weights, out
+    arguments = taken, q, k_rows, v_rows, shape, page_table, query_starts, lengths, scale, window, softcap, weights, out
     together(board, workers, _attend_queries, arguments)
 
 
@@ -88,11 +99,11 @@ def longest(lengths: Ints) -> np.int32:
 
 @inner()
 def _attend_queries(
-    worker: int, taken: NDArray[np.int64], q: Floats, k_pages: Floats, v_pages: Floats, page_table: Ints,
+    worker: int, taken: NDArray[np.int64], q: Floats, k_rows: Rows, v_rows: Rows, shape: Shape, page_table: Ints,
     query_starts: Ints, lengths: Ints, scale: np.float32, window: int, softcap: np.float32, weights: Floats,
     out: Floats,
 ) -> None:  # fmt: skip
-    num_kv_heads = k_pages.shape[2]
+    num_kv_heads = shape[1]
     shared = q.shape[1] // num_kv_heads
     task = take_next(taken, 0)
     while task < q.shape[0] * num_kv_heads:
@@ -104,34 +115,47 @@ def _attend_queries(
         first = max(0, seen - window)
         heads = slice(head * shared, (head + 1) * shared)
         space = weights[worker, : shared * (seen - first)].reshape(shared, seen - first)
-        attend_heads(q[t, heads], k_pages, v_pages, page_table[s], head, first, scale, softcap, space, out[t, heads])
+        attend_heads(
+            q[t, heads], k_rows, v_rows, shape, page_table[s], head, first, scale, softcap, space, out[t, heads]
+        )
         task = take_next(taken, 0)
 
 
 @inner(fastmath={"reassoc", "contract"})
 def attend_heads(
-    q: Floats, k_pages: Floats, v_pages: Floats, pages: Ints, head: int, first: int, scale: np.float32,
+    q: Floats, k_rows: Rows, v_rows: Rows, shape: Shape, table: Ints, head: int, first: int, scale: np.float32,
     softcap: np.float32, weights: Floats, out: Floats,
 ) -> None:  # fmt: skip
     """q [heads, D]: of one query, those that share a key head; over keys from `first` on. weights [heads, keys]"""
-    num_tokens, shared, dim = k_pages.shape[1], weights.shape[0], q.shape[1]
-    for i in range(weights.shape[1]):
-        page, place = pages[(first + i) // num_tokens], (first + i) % num_tokens
-        for h in range(shared):
-            total = np.float32(0)
-            for d in range(dim):
-                total += q[h, d] * k_pages[page, place, head, d]
-            weights[h, i] = total * scale
+    (shared, num_keys), dim = weights.shape, q.shape[1]
+    space, places = np.empty((AT_ONCE, dim), np.float32), np.empty(AT_ONCE, np.int64)
+    queries = turned_for(k_rows, q, out)
+    for start in range(0, num_keys, AT_ONCE):
+        count = min(AT_ONCE, num_keys - start)
+        locate(table, shape, head, first + start, places[:count])
+        keys = read_rows(k_rows, places[:count], space)
+        for i in range(count):
+            row = places[i]
+            for h in range(shared):
+                total = np.float32(0)
+                for d in range(dim):
+                    total += queries[h, d] * keys[row, d]
+                weights[h, start + i] = total * scale
     for h in range(shared):
         _softmax(weights[h], softcap)
         for d in range(dim):
             out[h, d] = 0
-    for i in range(weights.shape[1]):
-        page, place = pages[(first + i) // num_tokens], (first + i) % num_tokens
-        for h in range(shared):
-            weight = weights[h, i]
-            for d in range(dim):
-                out[h, d] += weight * v_pages[page, place, head, d]
+    for start in range(0, num_keys, AT_ONCE):
+        count = min(AT_ONCE, num_keys - start)
+        locate(table, shape, head, first + start, places[:count])
+        values = read_rows(v_rows, places[:count], space)
+        for i in range(count):
+            row = places[i]
+            for h in range(shared):
+                weight = weights[h, start + i]
+                for d in range(dim):
+                    out[h, d] += weight * values[row, d]
+    turn_back(v_rows, out)
 
 
 @inner()

@@ -7,12 +7,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polybit.kernels import reference
-from polybit.kernels.cpu.arrays import Floats, array, is_plain
+from polybit.kernels.cpu.arrays import Floats, Ints, array
 from polybit.kernels.cpu.atomic import take_next
-from polybit.kernels.cpu.attention import FAR, Ints, attend_heads, longest
+from polybit.kernels.cpu.attention import FAR, attend_heads, longest
 from polybit.kernels.cpu.inner import inner
 from polybit.kernels.cpu.norms import norm_row
 from polybit.kernels.cpu.rope import rotate_head
+from polybit.kernels.cpu.rows import Rows, Shape, are_served, copy, rows_of, shape_of, store_row
 from polybit.kernels.cpu.team import Board, team, together
 from polybit.kernels.pages import Pages
 from polybit.kernels.protocol import HeadNorm, Rotation
@@ -39,13 +40,22 @@ def decode_attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Pages that are quantized or of 16 bits are the reference's."""
-    if q.dtype != torch.float32 or not (is_plain(k_pages) and is_plain(v_pages)):
+    """Pages of 16 bits are the reference's."""
+    if q.dtype != torch.float32 or not (are_served(k_pages) and are_served(v_pages)):
         return reference.decode_attention(
             q, k, v, k_pages, v_pages, page_table, lengths, q_norm, k_norm, rotation, scale, window, softcap
         )
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    given = array(q), array(k), array(v), k_pages.numpy(), v_pages.numpy(), array(page_table), array(lengths)
+    given = (
+        array(q),
+        array(k),
+        array(v),
+        rows_of(k_pages),
+        rows_of(v_pages),
+        shape_of(k_pages),
+        array(page_table),
+        array(lengths),
+    )
     turn = NO_ROTATION if rotation is None else (array(rotation.cos), array(rotation.sin), rotation.interleaved)
     seen = np.float32(scale), FAR if window is None else window, np.float32(softcap or 0)
     with team.turn:
@@ -59,13 +69,13 @@ def _norm(norm: HeadNorm | None) -> Norm:
 
 @njit(cache=True, error_model="numpy", nogil=True)
 def _attend(
-    q: Floats, k: Floats, v: Floats, k_pages: Floats, v_pages: Floats, page_table: Ints, lengths: Ints, q_norm: Norm,
-    k_norm: Norm, turn: Turn, scale: np.float32, window: int, softcap: np.float32, board: Board, workers: int,
-    out: Floats,
+    q: Floats, k: Floats, v: Floats, k_rows: Rows, v_rows: Rows, shape: Shape, page_table: Ints, lengths: Ints,
+    q_norm: Norm, k_norm: Norm, turn: Turn, scale: np.float32, window: int, softcap: np.float32, board: Board,
+    workers: int, out: Floats,
 ) -> None:  # fmt: skip
     weights = np.empty((workers, q.shape[1] // k.shape[1] * longest(lengths)), np.float32)
     taken = np.zeros(1, np.int64)
-    pages = k_pages, v_pages, page_table, lengths
+    pages = k_rows, v_rows, shape, page_table, lengths
     together(
         board, workers, _attend_heads,
         (taken, q, k, v, *pages, q_norm, k_norm, turn, scale, window, softcap, weights, np.empty_like(q), out),
@@ -74,20 +84,22 @@ def _attend(
 
 @inner()
 def _attend_heads(
-    worker: int, taken: NDArray[np.int64], q: Floats, k: Floats, v: Floats, k_pages: Floats, v_pages: Floats,
+    worker: int, taken: NDArray[np.int64], q: Floats, k: Floats, v: Floats, k_rows: Rows, v_rows: Rows, shape: Shape,
     page_table: Ints, lengths: Ints, q_norm: Norm, k_norm: Norm, turn: Turn, scale: np.float32, window: int,
     softcap: np.float32, weights: Floats, turned: Floats, out: Floats,
 ) -> None:  # fmt: skip
-    """turned [S, Hq, D]: space for queries, normed and rotated. weights [workers, ...]: for their products."""
-    num_kv_heads, page_tokens = k.shape[1], k_pages.shape[1]
+    """turned [S, Hq, D]: space for keys, then queries, normed and rotated; weights [workers, ...]: for products."""
+    page_tokens, num_kv_heads = shape
     shared = q.shape[1] // num_kv_heads
     task = take_next(taken, 0)
     while task < k.shape[0] * num_kv_heads:
         s, head = task // num_kv_heads, task % num_kv_heads
         position = int(lengths[s]) - 1
-        page, place = page_table[s, position // page_tokens], position % page_tokens
-        _turn(k[s, head], k_norm, turn, position, k_pages[page, place, head])
-        _copy(v[s, head], v_pages[page, place, head])
+        token = page_table[s, position // page_tokens] * page_tokens + position % page_tokens
+        key = turned[s, head * shared]
+        _turn(k[s, head], k_norm, turn, position, key)
+        store_row(k_rows, token * num_kv_heads + head, key)
+        store_row(v_rows, token * num_kv_heads + head, v[s, head])
         heads = slice(head * shared, (head + 1) * shared)
         for h in range(head * shared, (head + 1) * shared):
             _turn(q[s, h], q_norm, turn, position, turned[s, h])
@@ -95,7 +107,7 @@ def _attend_heads(
         num_keys = position + 1 - first
         space = weights[worker, : shared * num_keys].reshape(shared, num_keys)
         attend_heads(
-            turned[s, heads], k_pages, v_pages, page_table[s], head, first, scale, softcap, space, out[s, heads]
+            turned[s, heads], k_rows, v_rows, shape, page_table[s], head, first, scale, softcap, space, out[s, heads]
         )  # fmt: skip
         task = take_next(taken, 0)
 
@@ -107,14 +119,7 @@ def _turn(x: Floats, norm: Norm, turn: Turn, position: int, out: Floats) -> None
     if len(weight):
         norm_row(x, weight, eps, offset, out)
     else:
-        _copy(x, out)
+        copy(x, out)
     cos, sin, interleaved = turn
     if cos.shape[1]:
         rotate_head(out, cos[position], sin[position], interleaved, out)
-
-
-@inner()
-def _copy(x: Floats, out: Floats) -> None:
-    """Element by element: an assignment of slices compiles, for a second, what it says where shapes differ."""
-    for i in range(len(x)):
-        out[i] = x[i]

@@ -8,7 +8,8 @@ from numba import njit
 from numba.extending import intrinsic
 
 # Without the ways in from Python and C, which take a tenth of compiling.
-inner = partial(njit, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+BARE: Any = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inner = partial(njit, cache=True, **BARE)
 
 
 def emitted(definition: Callable[..., Any]) -> Any:

@@ -7,20 +7,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polybit.kernels import reference
-from polybit.kernels.cpu.arrays import Floats, array, is_plain
+from polybit.kernels.cpu.arrays import Floats, array
+from polybit.kernels.cpu.rows import Rows, are_served, rows_of, store_row
 from polybit.kernels.pages import Pages
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Pages, v_pages: Pages, slots: Tensor) -> None:
-    if k.dtype == v.dtype == torch.float32 and is_plain(k_pages) and is_plain(v_pages):
+    if k.dtype == v.dtype == torch.float32 and are_served(k_pages) and are_served(v_pages):
         for x, pages in ((k, k_pages), (v, v_pages)):
-            _write(array(x).reshape(len(x), -1), pages.numpy().reshape(-1, x[0].numel()), array(slots))
+            _write(array(x), rows_of(pages), array(slots))
     else:
         reference.write_kv(k, v, k_pages, v_pages, slots)
 
 
 @njit(cache=True, error_model="numpy")
-def _write(rows: Floats, pages: Floats, slots: NDArray[np.int64]) -> None:
+def _write(x: Floats, rows: Rows, slots: NDArray[np.int64]) -> None:
     for t in range(len(slots)):
-        for i in range(rows.shape[1]):
-            pages[slots[t], i] = rows[t, i]
+        for head in range(x.shape[1]):
+            store_row(rows, slots[t] * x.shape[1] + head, x[t, head])
