@@ -264,8 +264,7 @@ class Stopwatch:
 FOLLOWED: tuple[tuple[Any, str, str], ...] = (
     (passes, "open_block", "weights read"),
     (Part, "__call__", "layer run"),
-    (Part, "hear", "Hessians of the quantized path"),
-    (Part, "hear_drift", "Hessians and drifts of the quantized path"),
+    (Part, "hear", "Hessians and drifts"),
     (passes, "backward", "gradients and their Hessians"),
     (passes, "factorize", "factorizations"),
     (passes, "weigh_rows", "factorizations"),

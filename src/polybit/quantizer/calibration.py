@@ -61,25 +61,25 @@ def read_calibration(dataset: str | None, shape: Shape, encode: Encode, write: W
 def _default(shape: Shape, encode: Encode, write: Write | None) -> Calibration:
     width, random_rows = _text_length(shape), shape.rows // RANDOM_SHARE
     own_rows = 0 if write is None else (shape.rows - random_rows) // OWN_SHARE
-    stream, composition = _from_machine((shape.rows - random_rows - own_rows) * width, encode)
+    stream, composition = _at_hand((shape.rows - random_rows - own_rows) * width, encode)
     if write is not None and own_rows:
         stream += _written(write, own_rows * width, shape.vocab_size)
         composition["the model's own"] = own_rows * width
     return _finish(stream, composition, random_rows, DEFAULT_NAME, shape)
 
 
-def _from_machine(needed: int, encode: Encode) -> tuple[list[int], dict[str, int]]:
+def _at_hand(needed: int, encode: Encode) -> tuple[list[int], dict[str, int]]:
     """Token stream, and tokens by source."""
     for at_most in DOCUMENT_TOKENS:
         by_source = _from_sources(needed, encode, at_most)
         stream = [token for tokens in by_source.values() for token in tokens]
         if len(stream) >= needed:
             return stream, {name: len(tokens) for name, tokens in by_source.items()}
-    raise _too_little("the Python installation and its packages", len(stream), needed)
+    raise _too_little("at hand (prose of ours, the Python installation, its packages)", len(stream), needed)
 
 
 def _written(write: Write, needed: int, vocab_size: int) -> list[int]:
-    """Passages that begin with any tokens: begun with words of the machine's text they would be about the same."""
+    """Passages that begin with any tokens: begun with words of the text at hand they would be about the same."""
     count = -(-needed // PASSAGE)
     starts = torch.randint(vocab_size, (count,), generator=torch.Generator().manual_seed(0))
     found: list[int] = write(starts, PASSAGE).flatten()[:needed].tolist()

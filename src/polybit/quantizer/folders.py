@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from polybit.amounts import gigabytes
 from polybit.errors import JobError
 from polybit.format.files import make_folder, unwritable
-from polybit.quantizer.job import Job
+from polybit.quantizer.job import Job, OtherVersion
 
 WORK_FOLDER = ".polybit-job"
 LOCK = ".polybit-lock"  # in a working folder: whoever holds it works there
@@ -68,6 +68,8 @@ def delete_leftovers(work: Path) -> None:
 def _is_a_jobs(work: Path) -> bool:
     try:
         Job.check(work)
+    except OtherVersion:
+        return True
     except JobError:
         return False
     return True

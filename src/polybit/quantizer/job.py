@@ -23,6 +23,10 @@ STAGES = ("forward", "backward", "measure", "quantize", "head", "tune", "write",
 CHECKPOINT_SECONDS = 20.0
 
 
+class OtherVersion(JobError):
+    """A job of another version of this package."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a job is."""
@@ -95,7 +99,7 @@ class Job:
     ) -> Tensor:
         """Run `step` on the states of every layer that is not done yet, saving them now and then; the last states.
 
-        `start` makes the states [R, L, E] before layer 0.
+        `start` makes the states before layer 0, one tensor, of what shape is the stage's affair.
         """
         first = self.progress.layer if self.progress.stage == stage else 0
         states = start() if first == 0 else self.kept_tensors(_states_name(stage, first))["states"]
@@ -135,14 +139,21 @@ class Job:
 
 
 def _read(path: Path) -> tuple[Progress, dict[str, Any]]:
-    """Progress and identity as job.json tells them. JobError: it is damaged."""
+    """Progress and identity as job.json tells them. JobError: it is damaged, or OtherVersion."""
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         progress, version, identity = Progress(**state["progress"]), state["version"], dict(state["identity"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise corrupt(path) from None
-    if version != VERSION or progress.stage not in STAGES or not _are_counts(progress.layer, progress.model):
+    if "stage" not in state["progress"] or progress.stage not in STAGES:
         raise corrupt(path)
+    if not _are_counts(progress.layer, progress.model, version):
+        raise corrupt(path)
+    if version != VERSION:
+        raise OtherVersion(
+            f"{path} is a job of another version of polybit (its kind is {version}, this version's {VERSION}); "
+            "finish it with that one, or start over with --no-resume (resume=False)"
+        )
     return progress, identity
 
 

@@ -34,7 +34,7 @@ def operations(model: spec.Model, options: ConvertOptions) -> Mapping[str, float
         "loss": 4 * tokens * head,
         "backward": 2 * tokens * passing + statistics + PRICING * weights,
         "measure": 10 * measured * passing + MEASURING * weights,
-        "quantize": VISITS * tokens * passing + 2 * statistics + feedback + ROUNDING * weights,
+        "quantize": VISITS * tokens * passing + (1 + options.how.by_loss) * statistics + feedback + ROUNDING * weights,
         "test": 2 * TESTED * (passing + 2 * head),
         "head": (ROUNDING + FEEDBACK * model.hidden_size) * head + 2 * tokens * model.hidden_size**2,
         "tune": EPOCHS * tokens * (2 * passing + 6 * head),

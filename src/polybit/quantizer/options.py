@@ -73,7 +73,10 @@ Report = Callable[[ConvertProgress], None]
 
 @dataclass(frozen=True)
 class ConvertResult:
-    """`errors`: relative output error of each attention and MLP, on the quantized outputs of the layers before it."""
+    """`errors`: relative output error of each attention and MLP, on the quantized outputs of the layers before it.
+
+    What it makes up for on purpose, errors of these layers, counts as error too.
+    """
 
     folder: Path
     bits: float  # reached, over the decoder's matrices; 0 where only measuring was asked for

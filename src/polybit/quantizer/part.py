@@ -59,30 +59,29 @@ class Part:
             factors |= {linear.key: factor for linear in heard.linears}
         return out, factors
 
-    def hear(self, x: Tensor, heard: Input, token_weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The Hessian of each matrix of `heard` by its key, for x [R, L, E] and the weights as they are now.
+    def hear_routed(self, x: Tensor, heard: Input) -> dict[str, Tensor]:
+        """The Hessian of matrices whose inputs a router chooses, for x [R, L, E] and the weights as they are now.
 
-        token_weights [T] by key: where a matrix has none, every token counts as one.
+        By key, and one for all of them: every token counts as one.
         """
-        distinct = {
-            linear.key: Hessian(linear.in_features, self.device, token_weights.get(linear.key))
-            for linear in heard.linears
-            if linear is heard.linears[0] or linear.key in token_weights
-        }
+        hessian = Hessian(heard.linears[0].in_features, self.device)
         for rows in chunks(x):
             for inputs in self._inputs(rows, heard):
-                for hessian in distinct.values():
-                    hessian.add(inputs)
-        means = {key: hessian.mean(len(x) * heard.num_passes) for key, hessian in distinct.items()}
-        return {linear.key: means.get(linear.key, means[heard.linears[0].key]) for linear in heard.linears}
+                hessian.add(inputs)
+        if hessian.num_tokens == 0:
+            log.warning(
+                "%s: no calibration token reached it, its weights are rounded without feedback", heard.linears[0].key
+            )
+        mean = hessian.mean(len(x) * heard.num_passes)
+        return {linear.key: mean for linear in heard.linears}
 
-    def hear_drift(
+    def hear(
         self, x: Tensor, true: Tensor, heard: Input, token_weights: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The same and the drift of each matrix's inputs, [K, K]: the mean of w i^T (t - i), where i are its inputs for
-        x and the weights as they are now, and t those for `true` [R, L, E] and the unquantized weights.
+        """The Hessian of each matrix by its key, and its inputs' drift: the means of w i^T i and of w i^T (t - i).
 
-        token_weights [T] by key, of every matrix. Not for inputs that a router sends elsewhere.
+        i are the inputs for x [R, L, E] and the weights as they are now, t those for `true` [R, L, E] and the
+        unquantized weights, w the token_weights [T], by key. Not for inputs that a router chooses.
         """
         sums = {
             linear.key: [Hessian(linear.in_features, self.device, token_weights[linear.key]) for _ in range(2)]

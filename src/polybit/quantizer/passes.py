@@ -30,7 +30,6 @@ from polybit.quantizer.pricing import Table, block_costs, options_of, set_within
 from polybit.quantizer.probe import Probe, ProbeWeights, in_half
 from polybit.quantizer.progress import Advance
 from polybit.quantizer.sensitivity import Echo, Sensitivity, backward, head_gradient
-from polybit.quantizer.slots import Input
 from polybit.quantizer.spread import Work, spread
 from polybit.quantizer.stored import head_weight
 
@@ -90,16 +89,18 @@ class Workbench:
         trusted: Tensor,
         layout: Layout,
         columns: Tensor,
-        where: str,
-        missing: Tensor | None = None,
+        key: str,
+        drifts: MutableMapping[str, Tensor] | None = None,
     ) -> Quantized:
-        """A method by loss on one matrix [K, N], whose outputs miss something for its inputs have drifted.
+        """A method by loss on one matrix [K, N], which makes up for a part of its inputs' drift [K, K].
 
-        missing [K, N]: the moments of the inputs with that.
+        The drift is taken out of `drifts`, for matrices as large as these should not live longer than they are needed.
         """
-        factor = factorize(trusted, self.method.damping, where)
+        missing = drifts.pop(key).to(weight.device) @ weight if drifts and key in drifts else None
+        factor = factorize(trusted, self.method.damping, key)
         if missing is not None:
             weight = weight + factor.solve(missing).mul_(self.method.correction)
+        del missing
         fed_back = quantize_fitted(weight, factor, layout, columns, self.rounding)
         del factor  # as large as `trusted`
         return descend(fed_back, weight, trusted, self.method.sweeps, self.rounding)
@@ -171,18 +172,20 @@ def quantize_layer(
     def visit(part: Part, inputs: Tensor) -> Tensor:
         x, true = inputs
         option, judged = next(options), slice(None, None, -(-len(x) // JUDGED_ROWS))
-        true_output = part(true)
+        both = torch.empty_like(inputs)
+        both[1] = part(true)
         if bench.method.by_loss:
             wanted = part(x[judged])
             found = _in_order(bench, job, part, inputs, option, sensitivities)
         else:
             outputs, factors = part.run_and_factorize(x)
-            wanted, found = outputs[judged], _at_once(bench, job, part, option, factors)
+            wanted, found = outputs[judged].clone(), _at_once(bench, job, part, option, factors)
+            del outputs
         for key, dense in found:
             part.probes[key].weight = dense
-        output = part(x)
-        errors[part.slot.name] = relative_error(output[judged], wanted)
-        return torch.stack([output, true_output])
+        both[0] = part(x)
+        errors[part.slot.name] = relative_error(both[0, judged], wanted)
+        return both
 
     return bench.open(layer).advance(states, visit), errors
 
@@ -215,11 +218,10 @@ def _in_order(
     for heard in part.slot.inputs:
         drifts = dict[str, Tensor]()
         if heard.is_routed:  # to experts that get other tokens once what comes before them is quantized
-            hessians = part.hear(x, heard, {})
-        elif bench.method.correction:
-            hessians, drifts = part.hear_drift(x, true, heard, _token_weights(heard, sensitivities))
+            hessians = part.hear_routed(x, heard)
         else:
-            hessians = part.hear(x, heard, _token_weights(heard, sensitivities))
+            weights = {linear.key: sensitivities[linear.key].tokens for linear in heard.linears}
+            hessians, drifts = part.hear(x, true, heard, weights)
         works = dict[str, Work[Tensor]]()
         for linear in heard.linears:
             probe, columns = part.probes[linear.key], sensitivities[linear.key].columns
@@ -227,10 +229,6 @@ def _in_order(
             run = partial(_round_by_loss, bench, job, probe, hessians, drifts, layout, columns)
             works[linear.key] = Work(probe.original.numel(), run)
         yield from spread(bench.devices, works)
-
-
-def _token_weights(heard: Input, sensitivities: Mapping[str, Sensitivity]) -> dict[str, Tensor]:
-    return {linear.key: sensitivities[linear.key].tokens for linear in heard.linears}
 
 
 def _round_by_loss(
@@ -244,10 +242,9 @@ def _round_by_loss(
     device: torch.device,
 ) -> Tensor:
     """One matrix, whose Hessian and drift are used up."""
-    key, weight = probe.node.key, probe.original.to(device)
-    missing = drifts.pop(key).to(device) @ weight if key in drifts else None
+    key = probe.node.key
     trusted = bench.trust(hessians.pop(key).to(device))
-    quantized = bench.round(weight, trusted, layout, columns.to(device), key, missing)
+    quantized = bench.round(probe.original.to(device), trusted, layout, columns.to(device), key, drifts)
     keep(job, probe, quantized)
     return quantized.dense.to(bench.device)
 

@@ -13,7 +13,7 @@ SHARES = {
     "loss": 0.07,
     "backward": 0.37,
     "measure": 0.42,
-    "quantize": 0.34,
+    "quantize": 0.5,
     "head": 0.04,
     "tune": 1.5,
     "write": 0.01,

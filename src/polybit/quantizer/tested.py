@@ -34,7 +34,7 @@ class SelfTest:
     score: Score  # of the converted model, compared with the source
     source_perplexity: float
     drift: tuple[float, ...]  # of the states after each layer, the errors of all layers before it included
-    matrix_errors: Mapping[str, float]  # of each matrix's output for the source's inputs, by key
+    matrix_errors: Mapping[str, float]  # by key, of its output for the source's inputs; corrections of others' included
     allowed: float  # nats
     sample: Sample | None  # None: the model does not fit whole
 

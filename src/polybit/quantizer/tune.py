@@ -30,7 +30,7 @@ def tune(bench: Workbench, job: Job, tokens: Tensor, advance: Advance) -> dict[s
     given, num_steps = bench.embed(tokens), EPOCHS * len(tokens)
     if job.progress.layer == 0:
         _, true = job.last_states("quantize", len(bench.source.spec.blocks))
-        job.keep_tensors(WANTED, {"states": true.contiguous()})
+        job.keep_tensors(WANTED, {"states": true})
     wanted, model = job.kept_tensors(WANTED)["states"], TunableModel(bench, job)
     course, divergences = torch.cat([_order(epoch, len(tokens)) for epoch in range(EPOCHS)]), list[float]()
 

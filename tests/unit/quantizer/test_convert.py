@@ -429,6 +429,17 @@ def test_a_damaged_job_is_refused_in_one_line(
         convert(tiny, interrupted, options(text))
 
 
+def test_a_job_of_another_version_is_not_continued_but_can_be_started_over(
+    tiny: Path, text: Path, interrupted: Path
+) -> None:
+    path = interrupted / folders.WORK_FOLDER / "job.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps(state | {"version": state["version"] - 1}))
+    with pytest.raises(JobError, match=r"^[^\n]*another version of polybit[^\n]*--no-resume[^\n]*$"):
+        convert(tiny, interrupted, options(text))
+    assert (convert(tiny, interrupted, options(text, resume=False)).folder / "config.json").exists()
+
+
 @pytest.fixture(scope="module")
 def one_layer_done(tiny: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result folder of a conversion that was stopped when the first of two layers was quantized."""

@@ -82,7 +82,7 @@ class TestLeftovers:
         delete_leftovers(tmp_path / WORK_FOLDER)
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("text", ["", "[]", json.dumps({"version": 4, "progress": {}, "identity": {}})])
+    @pytest.mark.parametrize("text", ["", "[]", json.dumps({"version": 1, "progress": {}, "identity": {}})])
     def test_of_another_program_stay(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "job.json").write_text(text)
         (tmp_path / "letter.txt").touch()

@@ -83,8 +83,8 @@ def test_the_stages_are_those_of_the_job(options: ConvertOptions, stages: set[st
 
 def test_memory_grows_with_what_it_holds() -> None:
     small = memory_needs(model(), ConvertOptions())
-    assert memory_needs(model(), ConvertOptions(rows=32)).ram - small.ram == 6 * 4 * 16 * 512 * 64
-    assert small.resident == 6 * 4 * 16 * 512 * 64
+    assert memory_needs(model(), ConvertOptions(rows=32)).ram - small.ram == 7 * 4 * 16 * 512 * 64
+    assert small.resident == 7 * 4 * 16 * 512 * 64
     assert memory_needs(model(), ConvertOptions(rows=3000)).resident == 3 * 4 * 3000 * 512 * 64  # no pairs of 786 MB
     assert memory_needs(model(), ConvertOptions(rows=5000)).resident == 0  # states of 655 MB stay in RAM
     assert small.helper == 4 * (6 * 96 * 64 + 3 * 96**2)  # of the matrix with the most inputs

@@ -131,7 +131,8 @@ def _errors(findings: Findings, test: SelfTest) -> Iterator[str]:
     yield "<h2>Where the errors are</h2>"
     yield (
         "<p>How far each matrix's output is off, in percent of its length, for the inputs that it gets in the source "
-        "model. Where bits were saved, errors are large; what counts is what becomes of them further on.</p>"
+        "model. Where bits were saved, errors are large; what counts is what becomes of them further on. That a matrix "
+        "was made to make up for errors of those before it counts as an error here.</p>"
     )
     yield _figure(error_map(findings).svg(), "On held-out text, which no calibration holds.")
     yield "<p>Errors of all layers add up, and the model's own normalization holds them down:</p>"
