@@ -224,7 +224,7 @@ def _one_tile(multiply: Callable[..., None], matrix: Matrix, x: np.ndarray) -> n
     rows, width = x.shape
     taken = np.empty(2 * rows * width, np.int8)
     sums, x_scales = np.empty(2 * rows * len(runs), np.int32), np.empty(rows * len(runs), np.float32)
-    products.quantize_pass(x, 0, rows, order, runs, taken, sums, x_scales)
+    products.quantize_pass(x, 0, rows, order, runs, np.empty(width, np.float32), taken, sums, x_scales)
     out = np.full((rows, 64), np.nan, np.float32)
     arrays = (words, codes, runs, None, scales, taken, sums, x_scales, out)
     multiply(*(len(runs) if array is None else array.ctypes.data for array in arrays))
@@ -325,3 +325,35 @@ def test_threads_may_call_at_once(layer: str) -> None:
     """Of Numba's ways to use threads, workqueue ends the process when two callers meet."""
     found = _in_a_process_of_its_own(AT_ONCE, NUMBA_THREADING_LAYER=layer)
     assert (found.returncode, found.stdout.strip(), found.stderr) == (0, "done", "")
+
+
+COUNT_ALLOCATIONS = """
+import torch
+from kernels.test_matmul import MIXES, random_exl2
+from numba.core.runtime import rtsys
+from polybit.kernels import cpu
+from polybit.spec import Activation
+
+torch.set_num_threads(1)  # a helper counts too when it wakes
+random = torch.Generator().manual_seed(0)
+matrix = cpu.prepare_exl2(random_exl2(MIXES["4+3"], 320, random), 1.0, torch.device("cpu"), torch.float32, False)
+
+kernels = {
+    "matmul": lambda rows: cpu.matmul(torch.randn(rows, matrix.in_features), matrix),
+    "gated_activate": lambda rows: cpu.gated_activate(*torch.randn(2, rows, 96), Activation.SILU),
+}
+for name, kernel in kernels.items():
+    counts = set()
+    for rows in (1, 2, 7, 700):
+        before = rtsys.get_allocation_stats().mi_alloc
+        kernel(rows)
+        counts.add(rtsys.get_allocation_stats().mi_alloc - before)
+    print(name, "the same for any work" if len(counts) == 1 and 0 not in counts else counts)
+"""
+
+
+def test_memory_is_asked_for_before_threads_share_the_work() -> None:
+    """Where there is none a kernel raises; a thread of the team could not."""
+    found = _in_a_process_of_its_own(COUNT_ALLOCATIONS, NUMBA_NRT_STATS="1")
+    words = [line.split(maxsplit=1) for line in found.stdout.splitlines()]
+    assert dict(words) == dict.fromkeys(("matmul", "gated_activate"), "the same for any work"), found.stderr

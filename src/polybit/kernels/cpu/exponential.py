@@ -4,6 +4,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from polybit.kernels.cpu.bits import from_bits
+
 LOG2_E = np.float32(1.4426950408889634)
 LN2_HIGH, LN2_LOW = (
     np.float32(0.693359375),
@@ -17,7 +19,6 @@ BIAS = np.int32(127)
 @njit(cache=True, error_model="numpy")
 def exponentials(x: NDArray[np.float32]) -> None:
     """x becomes exp(x), in place, for x of at most 88; less than -87 gives 0. Relative error below 2e-7; NaN stays."""
-    powers = np.empty(len(x), np.int32)
     for i in range(len(x)):
         inside = min(max(x[i], LEAST), MOST)
         n = (inside * LOG2_E + ROUNDER) - ROUNDER
@@ -26,8 +27,5 @@ def exponentials(x: NDArray[np.float32]) -> None:
         p = np.float32(1.0 / 720)
         for coefficient in (1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0):
             p = p * r + np.float32(coefficient)
-        powers[i] = (np.int32(n) + BIAS) << np.int32(23)
-        x[i] = p if x[i] > LEAST or x[i] != x[i] else np.float32(0)
-    scale = powers.view(np.float32)
-    for i in range(len(x)):
-        x[i] *= scale[i]
+        power = from_bits((np.int32(n) + BIAS) << np.int32(23))
+        x[i] = p * power if x[i] > LEAST or x[i] != x[i] else np.float32(0)

@@ -12,6 +12,7 @@ from numba import cfunc, njit
 from numpy.typing import NDArray
 
 from polybit.kernels.cpu.atomic import take_next
+from polybit.kernels.cpu.bits import from_bits
 from polybit.kernels.cpu.inner import inner
 from polybit.kernels.cpu.layout import CODES, COLUMN, INPUT, RUNS, SCALES, TILE, WIDTH, WORDS
 from polybit.kernels.cpu.team import LINE, Board, together
@@ -29,16 +30,13 @@ Table = NDArray[np.int64]
 
 
 @inner()
-def quantize_row(x: Floats, order: Ints, runs: Ints, t: int, rows: int, out: Bytes, sums: Ints, scales: Floats) -> None:
-    """Row t of a pass of `rows`: x [K] -> its bytes in out, its sums and scales.
+def quantize_row(x: Floats, runs: Ints, t: int, rows: int, out: Bytes, sums: Ints, scales: Floats) -> None:
+    """Row t of a pass of `rows`: x [K], in the order of steps -> its bytes in out, its sums and scales.
 
-    out [blocks, rows, 2, 32]: for each block its upper and lower bytes in the order of steps. sums [runs, rows, 2]:
+    out [blocks, rows, 2, 32]: for each block its upper and lower bytes. sums [runs, rows, 2]:
     what a product's sums start from, which is minus the zero point times the sum of the bytes. scales [runs, rows].
     """
-    sorted_x = np.empty(len(order), np.float32)
-    for k in range(len(order)):
-        sorted_x[k] = x[order[k]]
-    bits, first = sorted_x.view(np.int32), 0
+    bits, first = x.view(np.int32), 0
     for r in range(len(runs)):
         last = first + runs[r, 1] * BLOCK
         largest = np.int32(0)  # as integers, magnitudes keep their order, and what is not finite is above all others
@@ -49,7 +47,7 @@ def quantize_row(x: Floats, order: Ints, runs: Ints, t: int, rows: int, out: Byt
         for block in range(first, last, BLOCK):
             at = 2 * (block * rows + t * BLOCK)
             for k in range(BLOCK):
-                value = np.int32((sorted_x[block + k] * inverse + ROUNDER) - ROUNDER)
+                value = np.int32((x[block + k] * inverse + ROUNDER) - ROUNDER)
                 high = (value + np.int32(128)) >> np.int32(8)
                 low = value - (high << np.int32(8))
                 out[at + k], out[at + BLOCK + k] = high, low
@@ -63,22 +61,19 @@ def quantize_row(x: Floats, order: Ints, runs: Ints, t: int, rows: int, out: Byt
 @inner()
 def _scale(largest_bits: np.int32) -> tuple[np.float32, np.float32]:
     """Of a run whose largest magnitude has these bits: what an integer counts, and its inverse."""
-    word = np.empty(1, np.int32)
-    word[0] = largest_bits
-    largest = word.view(np.float32)[0]
+    largest = from_bits(largest_bits)
     return largest / LARGEST, LARGEST / largest if largest >= SMALLEST else np.float32(0)
 
 
 @njit(cache=True, error_model="numpy")
 def quantize_pass(
-    x: Floats, start: int, rows: int, order: Ints, runs: Ints, out: Bytes, sums: Ints, scales: Floats
+    x: Floats, start: int, rows: int, order: Ints, runs: Ints, row: Floats, out: Bytes, sums: Ints, scales: Floats
 ) -> None:
-    """Rows [start, start + rows) of x, those that are not there as zeros."""
+    """Rows [start, start + rows) of x, those that are not there as zeros. row [K]: space for one of them, in order."""
     for t in range(rows):
-        if start + t < len(x):
-            quantize_row(x[start + t], order, runs, t, rows, out, sums, scales)
-        else:
-            quantize_row(np.zeros(x.shape[1], np.float32), order, runs, t, rows, out, sums, scales)
+        for k in range(len(order)):
+            row[k] = x[start + t, order[k]] if start + t < len(x) else np.float32(0)
+        quantize_row(row, runs, t, rows, out, sums, scales)
 
 
 @dataclass(frozen=True)
@@ -114,17 +109,17 @@ def _tile_function(rows: int) -> Any:
 
 @inner()
 def _quantize_inputs(
-    worker: int, taken: Table, x: Floats, starts: Table, order: Ints, runs: Ints, inputs: Table, out: Bytes, sums: Ints,
-    scales: Floats,
+    worker: int, taken: Table, x: Floats, starts: Table, order: Ints, runs: Ints, inputs: Table, space: Floats,
+    out: Bytes, sums: Ints, scales: Floats,
 ) -> None:  # fmt: skip
-    """Each pass of each order of the activations."""
+    """Each pass of each order of the activations. space [workers, K]"""
     padded, width = starts[-1], x.shape[1]
     i = take_next(taken, 0)
     while i < (len(starts) - 1) * len(inputs):
         start, rows = starts[i // len(inputs)], starts[i // len(inputs) + 1] - starts[i // len(inputs)]
         row, run, num_runs = inputs[i % len(inputs)]
         quantize_pass(
-            x, start, rows, order[row : row + width], runs[run : run + num_runs],
+            x, start, rows, order[row : row + width], runs[run : run + num_runs], space[worker],
             out[2 * (row * padded + start * width) :], sums[2 * (run * padded + start * num_runs) :],
             scales[run * padded + start * num_runs :],
         )  # fmt: skip
@@ -176,10 +171,11 @@ def multiply(
     sorted_x = np.empty(2 * padded * len(order), np.int8)
     sums = np.empty(2 * padded * len(runs), np.int32)
     scales = np.empty(padded * len(runs), np.float32)
-    taken = np.zeros((workers + 1, LINE), np.int64)
+    taken, num_quantizers = np.zeros((workers + 1, LINE), np.int64), min(workers, num_inputs)
+    space = np.empty((num_quantizers, x.shape[1]), np.float32)
     together(
-        board, min(workers, num_inputs), _quantize_inputs,
-        (taken[workers], x, starts, order, runs, inputs, sorted_x, sums, scales),
+        board, num_quantizers, _quantize_inputs,
+        (taken[workers], x, starts, order, runs, inputs, space, sorted_x, sums, scales),
     )  # fmt: skip
     ys = np.empty((workers, 8, TILE), np.float32)
     sorted_inputs = sorted_x, sums, scales

@@ -141,7 +141,8 @@ def _offer(board: Board, limit: int, work: int, arguments: int) -> None:
 def together(typing, board, limit, work, arguments):  # type: ignore[no-untyped-def]  # they are Numba types
     """work(worker, *arguments) by up to `limit` threads at once, each with a number below that of its own.
 
-    `work` is a compiled function; it does what the others leave, is called by the caller at least, and raises nothing.
+    `work` is a compiled function; it does what the others leave and is called by the caller at least. It asks for no
+    memory and raises nothing, for nobody would hear of it.
     """
     resolved = typing.resolve_function_type(work, (types.int64, *arguments.types), {})
     compiled = work.dispatcher.overloads[resolved.args]
