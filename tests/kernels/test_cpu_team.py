@@ -76,6 +76,17 @@ def test_no_more_than_asked_for(threads) -> None:
         assert _shared(1).shape[0] == 1
 
 
+def test_who_is_not_asked_for_any_more_leaves(threads) -> None:
+    team, others = team_of_cpu.Team(), set(threading.enumerate())
+    for wanted in (threads, 2, threads):
+        torch.set_num_threads(wanted)
+        with team.turn:
+            team.call()
+        assert len(set(threading.enumerate()) - others) == wanted - 1
+    team.end()
+    assert not set(threading.enumerate()) - others
+
+
 def test_callers_take_turns(threads) -> None:
     with ThreadPoolExecutor(3) as callers:
         list(callers.map(lambda _: _shared(threads, 20), range(150)))

@@ -44,8 +44,8 @@ class Team:
         self.turn = threading.Lock()  # in a `with` of its own: whatever interrupts there, others get theirs
         self._board = _empty_board()
         self._awake = threading.Event()
-        self._ends = False
-        self._is_complete = False  # the system gives no more threads
+        self._may_leave = False
+        self._is_complete = False  # the system gives no more threads, or the process ends
         self._threads = list[threading.Thread]()
         atexit.register(self.end)
         if hasattr(os, "register_at_fork"):
@@ -59,7 +59,10 @@ class Team:
         return self._board, count
 
     def _wake(self, count: int) -> None:
-        while len(self._threads) < count - 1 and not (self._ends or self._is_complete):
+        if len(self._threads) > count - 1:  # they would be awake, and use their cores, whenever the others are
+            self._dismiss()
+            self._is_complete = False
+        while len(self._threads) < count - 1 and not self._is_complete:
             self._add()
         self._board[CALLS] += 1
         if not self._awake.is_set():
@@ -78,25 +81,33 @@ class Team:
 
     def _help(self) -> None:
         job = 0
-        while not self._ends:
+        while not self._may_leave:
             job, calls = help_out(self._board, job)
             self._awake.clear()
-            if calls == self._board[CALLS] and not self._ends:
+            if calls == self._board[CALLS] and not self._may_leave:
                 self._awake.wait()
 
     def _begin_anew(self) -> None:
         """A forked process has none of the threads, and lock and board as they were at that moment."""
         self.turn, self._awake, self._threads = threading.Lock(), threading.Event(), []
-        self._board = _empty_board()
+        self._board, self._may_leave = _empty_board(), False
 
     def end(self) -> None:
         """Before the code that threads run is gone."""
         with self.turn:
-            self._ends = True
-            for thread in self._threads:
-                while thread.is_alive():
-                    self._awake.set()  # again, for another that falls asleep may just have cleared it
-                    thread.join(0.01)
+            self._dismiss()
+            self._is_complete = True
+
+    def _dismiss(self) -> None:
+        self._may_leave = True
+        try:
+            while self._threads:
+                self._awake.set()  # again, for another that falls asleep may just have cleared it
+                self._threads[-1].join(0.01)
+                if not self._threads[-1].is_alive():
+                    self._threads.pop()
+        finally:
+            self._may_leave = False
 
 
 def _empty_board() -> Board:
