@@ -26,6 +26,7 @@ from polybit.spec import Activation
 numba = pytest.importorskip("numba")
 
 cpu = pytest.importorskip("polybit.kernels.cpu")
+exponential = pytest.importorskip("polybit.kernels.cpu.exponential")
 layout = pytest.importorskip("polybit.kernels.cpu.layout")
 products = pytest.importorskip("polybit.kernels.cpu.products")
 team_of_cpu = pytest.importorskip("polybit.kernels.cpu.team")
@@ -242,6 +243,23 @@ def test_a_folder_that_cannot_be_written_is_named_once(monkeypatch, tmp_path, ca
     assert f"compiled kernels cannot be kept in {folder}" in record.message
     assert f"set {variable} to a folder that can be written" in record.message
     assert Path(numba.config.CACHE_DIR).is_dir()
+
+
+def test_what_a_folder_that_cannot_be_written_holds_is_used(monkeypatch, tmp_path, caplog) -> None:
+    monkeypatch.setenv("POLYBIT_CACHE", str(tmp_path))
+
+    def compiled() -> numba.core.dispatcher.Dispatcher:
+        monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+        kept.keep_compiled()
+        function = numba.njit(cache=True)(exponential.exponentials.py_func)
+        function(np.zeros(1, np.float32))
+        return function
+
+    assert sum(compiled().stats.cache_misses.values()) == 1
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert sum(compiled().stats.cache_hits.values()) == 1
+    assert (sorted(tmp_path.rglob("*")), caplog.records) == (before, [])
 
 
 TOKENS = 700  # more than one core is given at once

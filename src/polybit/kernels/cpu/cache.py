@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 from contextlib import suppress
 from functools import cache
@@ -16,17 +17,19 @@ log = logging.getLogger(__name__)
 
 
 def keep_compiled() -> None:
-    """Tell Numba, unless NUMBA_CACHE_DIR does. Where nothing can be written they last as long as the process."""
+    """Tell Numba, unless NUMBA_CACHE_DIR does. Where nothing can be written, new ones last as long as the process."""
     chosen = numba.config.CACHE_DIR  # type: ignore[attr-defined]  # filled in at run time
     folder = Path(chosen) if chosen else env.cache_dir() / "numba" / _sources()
     if not _writable(folder):
-        log.warning(
-            "compiled kernels cannot be kept in %s, so every process compiles them anew, for some seconds; "
-            "set %s to a folder that can be written",
-            folder,
-            "NUMBA_CACHE_DIR" if chosen else "POLYBIT_CACHE",
-        )
-        folder = Path(_of_this_process().name)
+        own = Path(_of_this_process().name)
+        if not _copy_compiled(folder, own):
+            log.warning(
+                "compiled kernels cannot be kept in %s, so every process compiles them anew, for some seconds; "
+                "set %s to a folder that can be written",
+                folder,
+                "NUMBA_CACHE_DIR" if chosen else "POLYBIT_CACHE",
+            )
+        folder = own
     numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]  # filled in at run time
 
 
@@ -43,6 +46,18 @@ def _writable(folder: Path) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         return os.access(folder, os.W_OK)
     return False
+
+
+def _copy_compiled(folder: Path, own: Path) -> int:
+    """What others have compiled, some megabytes: Numba takes no folder that it cannot write to -> how many files."""
+    count = 0
+    with suppress(OSError):
+        for path in folder.glob(f"{Path(__file__).parent.name}_*/*.nb[ic]"):  # as Numba names them
+            copy = own / path.relative_to(folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
+            count += 1
+    return count
 
 
 @cache
