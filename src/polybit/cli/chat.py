@@ -50,8 +50,8 @@ def chat(
     if resume is not None and saved is not None:
         session.resume(resume, saved, system)
         note(resumed(session))
-    note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
     if is_terminal():
+        note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
         talk_at_terminal(engine, session, markdown)
     else:
         talk_over_pipe(engine, session)

@@ -77,6 +77,7 @@ def test_answers_alone_go_to_stdout_and_how_long_they_took_to_stderr(
     say(monkeypatch, "hello", "hello again")
     told = polybit_cli("chat", model_folder, *GREEDY)
     assert told.out == alone.out
+    assert "Ctrl-" not in told.err
     assert alone.err == ""
     found = re.findall(r"4 tokens, [\d.]+ a second; prompt (\d+) tokens, (\d+) cached, [\d.]+ s\n", told.err)
     (_, first_cached), (second, second_cached) = [tuple(map(int, counts)) for counts in found]

@@ -91,7 +91,7 @@ def chatting(patient_folder: Path, tmp_path: Path) -> Iterator[Terminal]:
     options = ("-t", "0", "-n", "4", "--ignore-eos", "--device", "cpu", "--cache-tokens", str(1 << 16))
     terminal = Terminal("chat", patient_folder, "--backend", "reference", *options, XDG_DATA_HOME=str(tmp_path))
     try:
-        terminal.wait_for(PROMPT)
+        assert "Ctrl-C stops an answer" in terminal.wait_for(PROMPT)
         yield terminal
     finally:
         terminal.close()

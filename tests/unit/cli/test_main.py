@@ -94,7 +94,10 @@ def test_the_program_prints_one_line_and_exits_with_two(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_with_130_and_no_traceback(model_folder: Path) -> None:
     with program("chat", model_folder, "--device", "cpu") as started:
-        wait_for(started, "Ctrl-C stops")
+        assert started.stdin is not None
+        started.stdin.write("/help\n")
+        started.stdin.flush()
+        wait_for(started, "/help")
         started.send_signal(signal.SIGINT)
         _, err = started.communicate(timeout=60)
     assert started.returncode == 130
