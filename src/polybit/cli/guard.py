@@ -1,5 +1,6 @@
 """What becomes of an error: one line on stderr and an exit code."""
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,8 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # every wrong comma
 
 def guarded(action: Callable[[], int | None]) -> int:
     """Run `action` -> exit code. What is not a mistake of the user's or the machine's stays an exception."""
+    if sys.stdout is None:  # and what is printed goes nowhere, or into the file that is opened next
+        return failed("stdout is closed, and results go there; send them to a file, or to /dev/null")
     try:
         code = action() or DONE
     except KeyboardInterrupt:

@@ -50,8 +50,15 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> None:
     """The `polybit` program."""
     gc.freeze()  # what was imported is needed to the end, and not looked through any more, not even then
+    accept_closed_input()
     accept_any_character()
     sys.exit(run(sys.argv[1:]))
+
+
+def accept_closed_input() -> None:
+    """It has nothing to read."""
+    if sys.stdin is None:
+        sys.stdin = io.StringIO()
 
 
 def accept_any_character() -> None:

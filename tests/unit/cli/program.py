@@ -29,14 +29,16 @@ START = HEARS_CTRL_C + "runpy.run_module('polybit', run_name='__main__')"
 
 
 @contextmanager
-def program(*arguments: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
+def program(*arguments: object, closed: str = "", **variables: str) -> Iterator[subprocess.Popen[str]]:
     """`python -m polybit ...` with pipes for stdin, stdout and stderr; it does not outlive the block.
 
-    `variables` go to its environment.
+    `closed` are streams that it does not get, as a shell writes that; `variables` go to its environment.
     """
     source = str(Path(polybit.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": source, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | variables
     command = [sys.executable, "-c", START, *map(str, arguments)]
+    if closed:
+        command = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as started:
         try:

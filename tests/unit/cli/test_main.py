@@ -1,5 +1,6 @@
 """What the program does with errors, interrupts and wrong command lines."""
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -112,6 +113,22 @@ def test_a_reader_that_leaves_early_is_no_error(model_folder: Path) -> None:
         started.stdout.read(1)
         started.stdout.close()
         assert started.stderr.read() == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="streams are closed by a POSIX shell")
+@pytest.mark.parametrize(
+    ("arguments", "closed", "line"),
+    [
+        (["--version"], ">&-", "error: stdout is closed, and results go there; send them to a file, or to /dev/null\n"),
+        (["-q", "generate", ".", "-p", "-", "--device", "cpu"], "<&-", "error: the prompt is empty"),
+    ],
+)
+def test_a_closed_stream_is_one_line(model_folder: Path, arguments: list[str], closed: str, line: str) -> None:
+    with program(*(str(model_folder) if each == "." else each for each in arguments), closed=closed) as started:
+        out, err = started.communicate(timeout=60)
+    assert (started.returncode, out) == (2, "")
+    assert err.startswith(line)
+    assert err.count("\n") == 1
 
 
 def test_a_terminal_that_knows_only_ascii_shows_what_it_can(model_folder: Path) -> None:
