@@ -1,10 +1,15 @@
 """Options that name devices, and the budgets that they mean."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+import polybit
 from polybit.errors import ConfigError, KernelError
 from polybit.model.machine import CONTEXT_BYTES, imagined_machine, parse_split, this_machine, without
 from polybit.model.options import LoadOptions
@@ -83,6 +88,19 @@ def test_contradictions_are_refused(options: LoadOptions, error: type[Exception]
         this_machine(options)
 
 
+ON_ONE_CORE = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+import psutil, torch
+from polybit.model.device import use_threads
+
+psutil.cpu_count = lambda logical: 64
+use_threads(None)
+print(torch.get_num_threads())
+"""
+
+
 class TestThreads:
     @pytest.fixture(autouse=True)
     def as_before(self) -> Iterator[None]:
@@ -99,6 +117,19 @@ class TestThreads:
         monkeypatch.setattr("psutil.cpu_count", lambda logical: 8 if logical else 2)
         this_machine(LoadOptions(device="cpu"))
         assert torch.get_num_threads() == 2
+
+    @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+    def test_no_more_than_cores_that_the_process_may_use(self) -> None:
+        if len(os.sched_getaffinity(0)) < 2:
+            pytest.skip("all processes have one core")
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        }
+        environment["PYTHONPATH"] = str(Path(polybit.__file__).parents[1])
+        found = subprocess.run(
+            [sys.executable, "-c", ON_ONE_CORE], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert found.stdout == "1\n", found.stderr
 
     def test_more_than_cores_are_said_to_be_slow(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
