@@ -1,4 +1,4 @@
-"""`polybit`: the commands put together, and what becomes of an error. The only place that ends the process."""
+"""`polybit`: the commands put together, and what becomes of an error. Nothing else ends the process from here on."""
 
 import gc
 import io

@@ -3,11 +3,14 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import polybit
 from polybit.cli import main
 from polybit.errors import FormatError
 from unit.cli.program import Polybit, program, wait_for
@@ -104,6 +107,28 @@ def test_ctrl_c_leaves_with_130_and_no_traceback(model_folder: Path) -> None:
     assert started.returncode == 130
     assert "Traceback" not in err
     assert err.endswith("interrupted\n")
+
+
+AT_TORCH = """
+import runpy, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("polybit", run_name="__main__")
+"""
+
+
+def test_ctrl_c_does_so_while_torch_is_imported() -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(polybit.__file__).parents[1])}
+    started = subprocess.run(
+        [sys.executable, "-c", AT_TORCH, "--version"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (started.returncode, started.stdout, started.stderr) == (130, "", "")
 
 
 def test_a_reader_that_leaves_early_is_no_error(model_folder: Path) -> None:
