@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -51,8 +52,7 @@ def test_the_changelog_knows_this_version() -> None:
 
 
 def test_every_dependency_is_pinned_within_its_range() -> None:
-    tomllib = pytest.importorskip("tomllib")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = described()
     wanted = [
         *project["dependencies"],
         *(text for texts in project["optional-dependencies"].values() for text in texts),
@@ -62,6 +62,19 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
         if requirement.name != "polybit":
             versions = pins[normalized(requirement.name)]
             assert all(version in requirement.specifier for version in versions), requirement
+
+
+def test_every_extra_that_a_message_names_exists() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    named = {extra for text in texts for extra in re.findall(r"polybit\[([\w-]+)\]", text)}
+    assert "cpu" in named
+    assert named <= set(described()["optional-dependencies"])
+
+
+def described() -> dict[str, Any]:
+    """`project` of pyproject.toml."""
+    tomllib = pytest.importorskip("tomllib")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def pinned() -> dict[str, list[str]]:
