@@ -350,13 +350,28 @@ import torch
 from kernels.test_matmul import MIXES, random_exl2
 from numba.core.runtime import rtsys
 from polybit.kernels import cpu
+from polybit.kernels.pages import QuantizedPages
 from polybit.spec import Activation
 
 torch.set_num_threads(1)  # a helper counts too when it wakes
 random = torch.Generator().manual_seed(0)
 matrix = cpu.prepare_exl2(random_exl2(MIXES["4+3"], 320, random), 1.0, torch.device("cpu"), torch.float32, False)
 
+def pages(bits):
+    if bits == 16:
+        return torch.randn(4, 16, 2, 32)
+    return QuantizedPages(torch.zeros(4, 16, 2, bits, dtype=torch.int32), torch.zeros(4, 16, 2, 1).half(), bits)
+
+def attend(rows, bits):
+    k_pages, v_pages = pages(bits), pages(bits)
+    table, ones = torch.zeros(rows, 1, dtype=torch.int32), torch.ones(rows, dtype=torch.int32)
+    q, starts = torch.randn(rows, 4, 32), torch.arange(rows + 1, dtype=torch.int32)
+    cpu.attention(q, k_pages, v_pages, table, starts, ones, 1, 0.2, None, None)
+    cpu.decode_attention(q, q[:, :2], q[:, :2], k_pages, v_pages, table, ones, None, None, None, 0.2, None, None)
+
 kernels = {
+    "attention": lambda rows: attend(rows, 16),
+    "quantized attention": lambda rows: attend(rows, 8),
     "matmul": lambda rows: cpu.matmul(torch.randn(rows, matrix.in_features), matrix),
     "gated_activate": lambda rows: cpu.gated_activate(*torch.randn(2, rows, 96), Activation.SILU),
 }
@@ -366,12 +381,13 @@ for name, kernel in kernels.items():
         before = rtsys.get_allocation_stats().mi_alloc
         kernel(rows)
         counts.add(rtsys.get_allocation_stats().mi_alloc - before)
-    print(name, "the same for any work" if len(counts) == 1 and 0 not in counts else counts)
+    print(name, "the same for any work" if len(counts) == 1 and 0 not in counts else counts, sep=": ")
 """
 
 
 def test_memory_is_asked_for_before_threads_share_the_work() -> None:
     """Where there is none a kernel raises; a thread of the team could not."""
     found = _in_a_process_of_its_own(COUNT_ALLOCATIONS, NUMBA_NRT_STATS="1")
-    words = [line.split(maxsplit=1) for line in found.stdout.splitlines()]
-    assert dict(words) == dict.fromkeys(("matmul", "gated_activate"), "the same for any work"), found.stderr
+    told = dict(line.split(": ", maxsplit=1) for line in found.stdout.splitlines())
+    names = "attention", "quantized attention", "matmul", "gated_activate"
+    assert told == dict.fromkeys(names, "the same for any work"), found.stderr

@@ -12,6 +12,7 @@ from polybit.kernels.cpu.arrays import Floats, Ints, array
 from polybit.kernels.cpu.atomic import take_next
 from polybit.kernels.cpu.exponential import exponentials
 from polybit.kernels.cpu.inner import inner
+from polybit.kernels.cpu.quantized import Places
 from polybit.kernels.cpu.rows import (
     Rows,
     Shape,
@@ -84,9 +85,16 @@ def _attend(
 ) -> None:  # fmt: skip
     shared = q.shape[1] // shape[1]
     weights = np.empty((workers, shared * longest(lengths)), np.float32)
-    taken = np.zeros(1, np.int64)
-    arguments = taken, q, k_rows, v_rows, shape, page_table, query_starts, lengths, scale, window, softcap, weights, out
+    read, taken = space_for_rows(workers, q.shape[2]), np.zeros(1, np.int64)
+    pages = k_rows, v_rows, shape, page_table
+    arguments = taken, q, *pages, query_starts, lengths, scale, window, softcap, weights, read, out
     together(board, workers, _attend_queries, arguments)
+
+
+@inner()
+def space_for_rows(workers: int, dim: int) -> tuple[Floats, Places]:
+    """What each worker reads rows into, [workers, AT_ONCE, D], and where they lie, [workers, AT_ONCE]."""
+    return np.empty((workers, AT_ONCE, dim), np.float32), np.empty((workers, AT_ONCE), np.int64)
 
 
 @inner()
@@ -101,9 +109,9 @@ def longest(lengths: Ints) -> np.int32:
 def _attend_queries(
     worker: int, taken: NDArray[np.int64], q: Floats, k_rows: Rows, v_rows: Rows, shape: Shape, page_table: Ints,
     query_starts: Ints, lengths: Ints, scale: np.float32, window: int, softcap: np.float32, weights: Floats,
-    out: Floats,
+    read: tuple[Floats, Places], out: Floats,
 ) -> None:  # fmt: skip
-    num_kv_heads = shape[1]
+    num_kv_heads, rows, places = shape[1], read[0][worker], read[1][worker]
     shared = q.shape[1] // num_kv_heads
     task = take_next(taken, 0)
     while task < q.shape[0] * num_kv_heads:
@@ -116,19 +124,22 @@ def _attend_queries(
         heads = slice(head * shared, (head + 1) * shared)
         space = weights[worker, : shared * (seen - first)].reshape(shared, seen - first)
         attend_heads(
-            q[t, heads], k_rows, v_rows, shape, page_table[s], head, first, scale, softcap, space, out[t, heads]
-        )
+            q[t, heads], k_rows, v_rows, shape, page_table[s], head, first, scale, softcap, space, rows, places,
+            out[t, heads],
+        )  # fmt: skip
         task = take_next(taken, 0)
 
 
 @inner(fastmath={"reassoc", "contract"})
 def attend_heads(
     q: Floats, k_rows: Rows, v_rows: Rows, shape: Shape, table: Ints, head: int, first: int, scale: np.float32,
-    softcap: np.float32, weights: Floats, out: Floats,
+    softcap: np.float32, weights: Floats, space: Floats, places: Places, out: Floats,
 ) -> None:  # fmt: skip
-    """q [heads, D]: of one query, those that share a key head; over keys from `first` on. weights [heads, keys]"""
+    """q [heads, D]: of one query, those that share a key head; over keys from `first` on.
+
+    weights [heads, keys], space [AT_ONCE, D] and places [AT_ONCE] are this worker's to work in.
+    """
     (shared, num_keys), dim = weights.shape, q.shape[1]
-    space, places = np.empty((AT_ONCE, dim), np.float32), np.empty(AT_ONCE, np.int64)
     queries = turned_for(k_rows, q, out)
     for start in range(0, num_keys, AT_ONCE):
         count = min(AT_ONCE, num_keys - start)

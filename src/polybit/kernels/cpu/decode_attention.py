@@ -9,9 +9,10 @@ from torch import Tensor
 from polybit.kernels import reference
 from polybit.kernels.cpu.arrays import Floats, Ints, array
 from polybit.kernels.cpu.atomic import take_next
-from polybit.kernels.cpu.attention import FAR, attend_heads, longest
+from polybit.kernels.cpu.attention import FAR, attend_heads, longest, space_for_rows
 from polybit.kernels.cpu.inner import inner
 from polybit.kernels.cpu.norms import norm_row
+from polybit.kernels.cpu.quantized import Places
 from polybit.kernels.cpu.rope import rotate_head
 from polybit.kernels.cpu.rows import Rows, Shape, are_served, copy, rows_of, shape_of, store_row
 from polybit.kernels.cpu.team import Board, team, together
@@ -74,11 +75,11 @@ def _attend(
     workers: int, out: Floats,
 ) -> None:  # fmt: skip
     weights = np.empty((workers, q.shape[1] // k.shape[1] * longest(lengths)), np.float32)
-    taken = np.zeros(1, np.int64)
+    read, taken = space_for_rows(workers, q.shape[2]), np.zeros(1, np.int64)
     pages = k_rows, v_rows, shape, page_table, lengths
     together(
         board, workers, _attend_heads,
-        (taken, q, k, v, *pages, q_norm, k_norm, turn, scale, window, softcap, weights, np.empty_like(q), out),
+        (taken, q, k, v, *pages, q_norm, k_norm, turn, scale, window, softcap, weights, read, np.empty_like(q), out),
     )  # fmt: skip
 
 
@@ -86,10 +87,10 @@ def _attend(
 def _attend_heads(
     worker: int, taken: NDArray[np.int64], q: Floats, k: Floats, v: Floats, k_rows: Rows, v_rows: Rows, shape: Shape,
     page_table: Ints, lengths: Ints, q_norm: Norm, k_norm: Norm, turn: Turn, scale: np.float32, window: int,
-    softcap: np.float32, weights: Floats, turned: Floats, out: Floats,
+    softcap: np.float32, weights: Floats, read: tuple[Floats, Places], turned: Floats, out: Floats,
 ) -> None:  # fmt: skip
     """turned [S, Hq, D]: space for keys, then queries, normed and rotated; weights [workers, ...]: for products."""
-    page_tokens, num_kv_heads = shape
+    (page_tokens, num_kv_heads), rows, places = shape, read[0][worker], read[1][worker]
     shared = q.shape[1] // num_kv_heads
     task = take_next(taken, 0)
     while task < k.shape[0] * num_kv_heads:
@@ -98,8 +99,8 @@ def _attend_heads(
         token = page_table[s, position // page_tokens] * page_tokens + position % page_tokens
         key = turned[s, head * shared]
         _turn(k[s, head], k_norm, turn, position, key)
-        store_row(k_rows, token * num_kv_heads + head, key)
-        store_row(v_rows, token * num_kv_heads + head, v[s, head])
+        store_row(k_rows, token * num_kv_heads + head, key, rows[0])
+        store_row(v_rows, token * num_kv_heads + head, v[s, head], rows[0])
         heads = slice(head * shared, (head + 1) * shared)
         for h in range(head * shared, (head + 1) * shared):
             _turn(q[s, h], q_norm, turn, position, turned[s, h])
@@ -107,7 +108,8 @@ def _attend_heads(
         num_keys = position + 1 - first
         space = weights[worker, : shared * num_keys].reshape(shared, num_keys)
         attend_heads(
-            turned[s, heads], k_rows, v_rows, shape, page_table[s], head, first, scale, softcap, space, out[s, heads]
+            turned[s, heads], k_rows, v_rows, shape, page_table[s], head, first, scale, softcap, space, rows, places,
+            out[s, heads],
         )  # fmt: skip
         task = take_next(taken, 0)
 

@@ -22,6 +22,7 @@ def write_kv(k: Tensor, v: Tensor, k_pages: Pages, v_pages: Pages, slots: Tensor
 
 @njit(cache=True, error_model="numpy")
 def _write(x: Floats, rows: Rows, slots: NDArray[np.int64]) -> None:
+    space = np.empty(x.shape[2], np.float32)
     for t in range(len(slots)):
         for head in range(x.shape[1]):
-            store_row(rows, slots[t] * x.shape[1] + head, x[t, head])
+            store_row(rows, slots[t] * x.shape[1] + head, x[t, head], space)

@@ -78,17 +78,16 @@ def _dequantized(rows: Any, places: Places, space: Floats) -> Floats:
     return space
 
 
-def _copy_in(rows: Any, place: int, x: Floats) -> None:
+def _copy_in(rows: Any, place: int, x: Floats, space: Floats) -> None:
     for i in range(len(x)):
         rows[place, i] = x[i]
 
 
-def _quantize_in(rows: Any, place: int, x: Floats) -> None:
+def _quantize_in(rows: Any, place: int, x: Floats, space: Floats) -> None:
     codes, scales, bits = rows
-    turned = np.empty(len(x), np.float32)
-    copy(x, turned)
-    turn_row(turned, len(x) // scales.shape[1])
-    quantize_row(turned, bits, codes[place], scales[place])
+    copy(x, space)
+    turn_row(space, len(x) // scales.shape[1])
+    quantize_row(space, bits, codes[place], scales[place])
 
 
 def _as_they_are(rows: Any, x: Floats, space: Floats) -> Floats:
@@ -127,7 +126,7 @@ def _by_kind(plain: Kernel, quantized: Kernel) -> Kernel:
 # (rows, places, space [len(places), D]): an array with the rows at `places`, turned as they are stored. It may be
 # `space`, and `places` are those in the array afterwards.
 read_rows = _by_kind(_themselves, _dequantized)
-# (rows, place, x [D])
+# (rows, place, x [D], space [D])
 store_row = _by_kind(_copy_in, _quantize_in)
 # (rows, x [heads, D], space [heads, D]): x turned as rows are, which may be in `space`.
 turned_for = _by_kind(_as_they_are, _turned)
