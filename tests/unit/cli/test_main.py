@@ -119,14 +119,22 @@ class Interrupt:
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Interrupt())
-runpy.run_module("polybit", run_name="__main__")
+runpy.{run}
 """
 
 
-def test_ctrl_c_does_so_while_torch_is_imported() -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(polybit.__file__).parents[1])}
+@pytest.mark.parametrize(
+    "run", ['run_module("polybit", run_name="__main__")', 'run_path("convert.py", run_name="__main__")']
+)
+def test_ctrl_c_does_so_while_torch_is_imported(run: str) -> None:
+    root = Path(__file__).parents[3]
     started = subprocess.run(
-        [sys.executable, "-c", AT_TORCH, "--version"], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", AT_TORCH.replace("{run}", run), "--version"],
+        env=os.environ | {"PYTHONPATH": str(Path(polybit.__file__).parents[1])},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (started.returncode, started.stdout, started.stderr) == (130, "", "")
 
