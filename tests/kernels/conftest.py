@@ -33,6 +33,13 @@ def backend(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Ba
         yield found
 
 
+@pytest.fixture
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=[torch.float32, torch.float16], ids=["fp32", "fp16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,13 +102,6 @@ def test_zeros_give_the_residual(random) -> None:
     tensor = random_exl2(MIXES["4+3"], 32, random)
     residual = torch.randn(2, 32, generator=random)
     assert torch.equal(cpu.matmul(torch.zeros(2, tensor.in_features), _prepare(tensor), residual), residual)
-
-
-@pytest.fixture
-def _threads_as_before() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("_threads_as_before")

@@ -1,6 +1,5 @@
 """Quantized pages as the CPU's kernels read and write them: every mix of widths, every scale, any number of threads."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -80,13 +79,6 @@ def _pages(shape: tuple[int, ...], bits: KVBits) -> tuple[Pages, Pages]:
 
 def _values(pages: Pages) -> Tensor:
     return pages if isinstance(pages, Tensor) else unpacked(pages)
-
-
-@pytest.fixture
-def _threads_as_before() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("_threads_as_before")

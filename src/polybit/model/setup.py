@@ -51,8 +51,11 @@ def tell(setup: Setup, source: ModelSource) -> None:
     held = "are held dequantized" if setup.unpacked else "are held packed"
     log.info("weights %s", held if is_quantized(source) else "are not quantized")
     if setup.cache != FULL and not setup.backend.READS_QUANTIZED_PAGES:
-        log.warning("backend '%s' dequantizes the quantized cache at every step: it saves memory and takes time; "
-                    "cache fp16 is faster where it fits", setup.backend.NAME)  # fmt: skip
+        log.warning(
+            "backend '%s' dequantizes the quantized cache at every step: it saves memory and takes time; "
+            "cache fp16 is faster where it fits",
+            setup.backend.NAME,
+        )
     for share in plan.shares:
         log.info(
             "%s: layers %d-%d, weights %s, cache %s, work space %s, of %s free",

@@ -19,7 +19,7 @@ def _place(context: Any, b: Builder, signature: Any, arguments: Sequence[Value])
 
 
 @emitted
-def read(typing, array, index):  # type: ignore[no-untyped-def]  # they are Numba types
+def read(typing: Any, array: Any, index: Any) -> Any:
     def emit(context: Any, b: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
         return b.load_atomic(_place(context, b, signature, arguments), "seq_cst", 8)
 
@@ -27,7 +27,7 @@ def read(typing, array, index):  # type: ignore[no-untyped-def]  # they are Numb
 
 
 @emitted
-def exchange(typing, array, index, value):  # type: ignore[no-untyped-def]
+def exchange(typing: Any, array: Any, index: Any, value: Any) -> Any:
     """-> what it was."""
 
     def emit(context: Any, b: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
@@ -37,7 +37,7 @@ def exchange(typing, array, index, value):  # type: ignore[no-untyped-def]
 
 
 @emitted
-def take_next(typing, array, index):  # type: ignore[no-untyped-def]
+def take_next(typing: Any, array: Any, index: Any) -> Any:
     """-> what it was before one is added: for threads that each take the next piece of work."""
 
     def emit(context: Any, b: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
@@ -47,7 +47,7 @@ def take_next(typing, array, index):  # type: ignore[no-untyped-def]
 
 
 @emitted
-def replace(typing, array, index, before, after):  # type: ignore[no-untyped-def]
+def replace(typing: Any, array: Any, index: Any, before: Any, after: Any) -> Any:
     """-> whether it was `before`, in which case it is `after`."""
 
     def emit(context: Any, b: Builder, signature: Any, arguments: Sequence[Value]) -> Value:

@@ -4,14 +4,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from polybit.kernels.cpu.bits import from_bits
+from polybit.kernels.cpu.bits import ROUNDER, from_bits
 
 LOG2_E = np.float32(1.4426950408889634)
 LN2_HIGH, LN2_LOW = (
     np.float32(0.693359375),
     np.float32(-2.12194440e-4),
 )  # the first has few bits: its multiples are exact
-ROUNDER = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
 LEAST, MOST = np.float32(-87.0), np.float32(88.0)  # beyond, results leave the normal range
 BIAS = np.int32(127)
 

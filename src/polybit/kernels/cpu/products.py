@@ -12,7 +12,7 @@ from numba import cfunc, njit
 from numpy.typing import NDArray
 
 from polybit.kernels.cpu.atomic import take_next
-from polybit.kernels.cpu.bits import from_bits
+from polybit.kernels.cpu.bits import ROUNDER, from_bits
 from polybit.kernels.cpu.inner import inner
 from polybit.kernels.cpu.layout import CODES, COLUMN, INPUT, RUNS, SCALES, TILE, WIDTH, WORDS
 from polybit.kernels.cpu.team import LINE, Board, together
@@ -21,7 +21,6 @@ from polybit.kernels.cpu.tile_code import SIGNATURE, call_tile, multiply_tile
 BLOCK = 32
 LARGEST = np.float32(32512)  # 127 * 256: what two bytes hold with the upper one in [-127, 127]
 SMALLEST = np.float32(1e-30)  # activations all below it are taken for zero
-ROUNDER = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]

@@ -12,6 +12,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from polybit.kernels.cpu.arrays import Floats
+from polybit.kernels.cpu.bits import ROUNDER
 from polybit.kernels.cpu.inner import emitted, inner
 from polybit.kernels.pages import LEAST_GROUP, WORD_BITS
 
@@ -25,7 +26,6 @@ FRACTION = 13  # bits that fp32 has more
 REBIASED = 112 << 10  # exponents of fp32 count from 112 lower
 UNIT = 2.0**-24  # of the numbers below the least normal one
 INT = ir.IntType(WORD_BITS)
-ROUNDER = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest integer, half to even
 
 
 @inner()
@@ -100,7 +100,7 @@ def _unpack(bits: int) -> Any:
     integers, floats = ir.VectorType(INT, LEAST_GROUP), ir.VectorType(ir.FloatType(), LEAST_GROUP)
 
     @emitted
-    def unpack(typing, codes, first, scales, group, out, place):  # type: ignore[no-untyped-def]  # they are Numba types
+    def unpack(typing: Any, codes: Any, first: Any, scales: Any, group: Any, out: Any, place: Any) -> Any:
         def emit(context: Any, b: Any, signature: Any, values: Sequence[Any]) -> Any:
             codes, scales, out = (context.make_array(signature.args[i])(context, b, values[i]).data for i in (0, 2, 4))
             first, group, place = values[1], values[3], values[5]
@@ -134,7 +134,7 @@ def _widened(b: Any, half: Any) -> Any:
 
 
 @emitted
-def _from_half(typing, half):  # type: ignore[no-untyped-def]
+def _from_half(typing: Any, half: Any) -> Any:
     def emit(context: Any, b: Any, signature: Any, values: Sequence[Any]) -> Any:
         return _widened(b, values[0])
 

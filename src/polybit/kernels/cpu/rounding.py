@@ -9,6 +9,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polybit.kernels.cpu.bits import ROUNDER
 from polybit.kernels.cpu.threads import cores
 from polybit.kernels.reference import groups
 
@@ -16,7 +17,6 @@ NAME = "numba"
 UPDATE_ROWS = 1
 
 TILE = 64  # columns: 64 x 128 rows of fp32 is 32 KB, a first-level cache
-ROUNDER = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest integer, half to even
 HALF_ROUNDER = np.float32(0.75)  # likewise to a multiple of 2^-24, the spacing of fp16 subnormals
 HALF_NORMAL = np.float32(2.0**-14)  # the smallest normal fp16
 

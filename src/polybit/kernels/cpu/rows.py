@@ -114,9 +114,9 @@ def _by_kind(plain: Kernel, quantized: Kernel) -> Kernel:
     """What compiled code calls with rows first: the one for their kind."""
 
     def chosen(rows: Rows, *others: Any) -> Any:
-        raise NotImplementedError  # only compiled
+        raise TypeError("only compiled code calls this")
 
-    def choose(rows, *others):  # type: ignore[no-untyped-def]  # they are Numba types
+    def choose(rows: Any, *others: Any) -> Any:
         return plain if isinstance(rows, types.Array) else quantized
 
     overload(chosen, BARE, strict=False)(choose)

@@ -149,7 +149,7 @@ def _offer(board: Board, limit: int, work: int, arguments: int) -> None:
 
 
 @emitted
-def together(typing, board, limit, work, arguments):  # type: ignore[no-untyped-def]  # they are Numba types
+def together(typing: Any, board: Any, limit: Any, work: Any, arguments: Any) -> Any:
     """work(worker, *arguments) by up to `limit` threads at once, each with a number below that of its own.
 
     `work` is a compiled function; it does what the others leave and is called by the caller at least. It asks for no
@@ -184,7 +184,7 @@ CALLED = ir.FunctionType(ir.VoidType(), [INT, INT])
 
 
 @emitted
-def call(typing, address, arguments, worker):  # type: ignore[no-untyped-def]
+def call(typing: Any, address: Any, arguments: Any, worker: Any) -> Any:
     """A function of CALLED."""
 
     def emit(context: Any, b: Any, signature: Any, values: Sequence[Any]) -> Any:
