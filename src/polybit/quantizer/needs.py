@@ -16,9 +16,7 @@ from polybit.quantizer.target import Target
 FLOAT = 4  # bytes of a number while it is computed with
 PROCESS_BYTES = 700 << 20  # what Python, torch and its libraries take
 PASS_STATES = 3  # numbers that a pass holds for each feature of each token: inputs, outputs, gradients
-PAIR_STATES = (
-    7  # that quantizing holds: pairs that a layer and its MLP are given and that this makes, and one of it anew
-)
+PAIR_STATES = 7  # that quantizing holds: the pairs that a layer and its MLP get, one that is made, half of it anew
 HEAD_COPIES = 4  # the weights, those that replace them, and what rounding works on
 MATRIX_COPIES = 5
 FACTOR_COPIES = 3  # of statistics: as they are trusted, and two that factorizing works on

@@ -121,9 +121,11 @@ class Part:
         now = {key: probe.weight for key, probe in self.probes.items()}
         for probe in self.probes.values():
             probe.weight = probe.original
-        yield
-        for key, probe in self.probes.items():
-            probe.weight = now[key]
+        try:
+            yield
+        finally:
+            for key, probe in self.probes.items():
+                probe.weight = now[key]
 
     @contextmanager
     def _listening(self) -> Iterator[list[Hessian]]:

@@ -74,8 +74,11 @@ class Team:
             thread.start()
         except RuntimeError as error:
             self._is_complete = True
-            log.warning("%d threads compute, not more: %s; see ulimit -u, or ask for fewer (--threads)",
-                        len(self._threads) + 1, error)  # fmt: skip
+            log.warning(
+                "%d threads compute, not more: %s; see ulimit -u, or ask for fewer (--threads)",
+                len(self._threads) + 1,
+                error,
+            )
             return
         self._threads.append(thread)
 
